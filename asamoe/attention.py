@@ -7,14 +7,14 @@ __all__ = ['ROUTERS', 'naive_topk_attention', 'topk_attention', 'split_heads', '
            'TokenRouter', 'ConstantRouter', 'RandomRouter', 'load_balance_loss', 'naive_mixture',
            'AdaptiveAttentionMoE', 'StandardAttention', 'NonAdaptiveSparseAttention']
 
-# %% ../nbs/02_attention.ipynb #d714a3c7
+# %% ../nbs/02_attention.ipynb #e3f592a2
 import math
 
 import torch, torch.nn as nn, torch.nn.functional as F
 
 from .core import AsamoeError, one_of
 
-# %% ../nbs/02_attention.ipynb #31392d1b
+# %% ../nbs/02_attention.ipynb #f40eeb90
 def naive_topk_attention(q, k, v, budget):
     "Top-k attention by the letter of the paper's 2.3: score, select, gather, average. `q, k, v` [B, h, N, d]; at most N keys are selected."
     B, h, N, d = q.shape
@@ -24,7 +24,7 @@ def naive_topk_attention(q, k, v, budget):
     chosen = v.reshape(-1, d)[rows.flatten()].view(*index.shape, d)     # (B, h, N, k, d): the memory goes here
     return (top.softmax(-1).unsqueeze(-2) @ chosen).squeeze(-2)   # (B, h, N, d)
 
-# %% ../nbs/02_attention.ipynb #dd11e190
+# %% ../nbs/02_attention.ipynb #a32e1f95
 def topk_attention(q, k, v, budget):
     "Softmax attention over each query's `budget` largest scores (paper, 2.3). `q, k, v` [B, h, N, d] -> [B, h, N, d]. `budget >= N` is dense attention."
     N, d = k.shape[-2:]
@@ -33,7 +33,7 @@ def topk_attention(q, k, v, budget):
     with torch.no_grad(): threshold = scores.topk(budget, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return scores.masked_fill(scores < threshold, -math.inf).softmax(-1) @ v
 
-# %% ../nbs/02_attention.ipynb #b452fa86
+# %% ../nbs/02_attention.ipynb #48a2f353
 def split_heads(x, num_heads):
     "[B, N, D] -> [B, h, N, D/h]"
     return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
@@ -42,7 +42,7 @@ def merge_heads(x):
     "[B, h, N, d] -> [B, N, h*d]"
     return x.transpose(-3, -2).flatten(-2)
 
-# %% ../nbs/02_attention.ipynb #9c3117b7
+# %% ../nbs/02_attention.ipynb #49fb73ee
 class SparseAttentionExpert(nn.Module):
     "Multi-head attention in which each query sees the `budget` keys that score highest (paper, 2.3)."
     def __init__(self, embed_dim=128, num_heads=4, budget=128):
@@ -61,7 +61,7 @@ class SparseAttentionExpert(nn.Module):
         "[B, N, D] -> [B, N, D]"
         return self.W_out(self.attend(x))
 
-# %% ../nbs/02_attention.ipynb #eaea8f52
+# %% ../nbs/02_attention.ipynb #065dc7e6
 class TokenRouter(nn.Module):
     "A probability for each expert, for each token (paper, 2.2): [B, N, D] -> [B, N, num_experts]."
     def __init__(self, embed_dim=128, num_experts=3):
@@ -70,7 +70,7 @@ class TokenRouter(nn.Module):
 
     def forward(self, x): return self.routing_net(x).softmax(-1)
 
-# %% ../nbs/02_attention.ipynb #1b451522
+# %% ../nbs/02_attention.ipynb #daa3e955
 class ConstantRouter(nn.Module):
     "The same probability for every expert and token: [B, N, D] -> [B, N, num_experts]."
     def __init__(self, embed_dim=128, num_experts=3):
@@ -79,7 +79,7 @@ class ConstantRouter(nn.Module):
 
     def forward(self, x): return x.new_full((*x.shape[:-1], self.num_experts), 1/self.num_experts)
 
-# %% ../nbs/02_attention.ipynb #1c3614b5
+# %% ../nbs/02_attention.ipynb #8fd063c3
 class RandomRouter(nn.Module):
     "Routing by a random linear map that is never trained: [B, N, D] -> [B, N, num_experts]. Logits of normalised tokens have unit variance."
     def __init__(self, embed_dim=128, num_experts=3):
@@ -88,13 +88,13 @@ class RandomRouter(nn.Module):
 
     def forward(self, x): return F.linear(x, self.direction).softmax(-1)
 
-# %% ../nbs/02_attention.ipynb #a58d1f81
+# %% ../nbs/02_attention.ipynb #12ee4ad6
 def load_balance_loss(routing):
     "KL(uniform || mean routing probability over batch and tokens) / number of experts. [B, N, E] -> scalar >= 0; 0 when all experts share alike (paper, 2.5)."
     mean = routing.mean((0, 1))                                   # (E,)
-    return F.kl_div(mean.log(), torch.full_like(mean, 1/len(mean)), reduction='mean')
+    return F.kl_div(mean.log(), torch.full_like(mean, 1/len(mean)), reduction='sum') / len(mean)
 
-# %% ../nbs/02_attention.ipynb #854028da
+# %% ../nbs/02_attention.ipynb #4bd7c411
 def naive_mixture(moe, x):
     "The mixture by the letter of the paper's 2.4, with gathered top-k attention in each expert: [B, N, D] -> ([B, N, D], routing [B, N, E])."
     routing, total = moe.router(x), 0
@@ -103,7 +103,7 @@ def naive_mixture(moe, x):
         total = total + routing[..., e:e+1]*expert.W_out(merge_heads(naive_topk_attention(q, k, v, expert.budget)))
     return moe.merge_proj(total), routing
 
-# %% ../nbs/02_attention.ipynb #b0d037da
+# %% ../nbs/02_attention.ipynb #cbf79b06
 ROUTERS = dict(learned=TokenRouter, constant=ConstantRouter, random=RandomRouter)
 
 class AdaptiveAttentionMoE(nn.Module):
@@ -131,7 +131,7 @@ class AdaptiveAttentionMoE(nn.Module):
         parts = qkv.unflatten(-1, (len(projections), self.num_heads, -1)).permute(2, 0, 3, 1, 4)   # (3E, B, h, N, d)
         return [merge_heads(topk_attention(*parts[3*e:3*e+3], expert.budget)) for e, expert in enumerate(self.experts)]
 
-# %% ../nbs/02_attention.ipynb #f14104a9
+# %% ../nbs/02_attention.ipynb #540c4585
 class StandardAttention(SparseAttentionExpert):
     "Dense multi-head attention: one expert that sees everything. With `merge`, followed by the mixture's extra projection."
     def __init__(self, embed_dim=128, num_heads=4, merge=False):
@@ -140,7 +140,7 @@ class StandardAttention(SparseAttentionExpert):
 
     def forward(self, x): return self.merge_proj(super().forward(x))
 
-# %% ../nbs/02_attention.ipynb #43c8799e
+# %% ../nbs/02_attention.ipynb #80268de5
 class NonAdaptiveSparseAttention(nn.Module):
     "The paper's second baseline: all experts are built, every token goes to the last (most expensive) one."
     def __init__(self, embed_dim=128, num_heads=4, budgets=(32, 64, 128)):
