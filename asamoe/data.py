@@ -7,7 +7,7 @@ __all__ = ['SCENES', 'CIFAR10_TEST_100', 'PICTURES', 'ImageSet', 'to_float', 'im
            'shipped_photo', 'dead_leaves', 'photos', 'checked_array', 'npz_source', 'is_cifar10', 'read_picture',
            'folder_source', 'import_torchvision', 'torchvision_source', 'load_source', 'add_noise', 'evaluation_noisy']
 
-# %% ../nbs/01_data.ipynb #4b382bb4
+# %% ../nbs/01_data.ipynb #ab972635
 import io, tarfile, urllib.error, warnings, zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,7 +18,7 @@ from skimage import io as skio, transform as sktransform
 
 from .core import DataError, data_dir, derive_seed, generator, one_of, sha256
 
-# %% ../nbs/01_data.ipynb #3b73d047
+# %% ../nbs/01_data.ipynb #3d8117bc
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Images as bytes: `images` uint8 [n, 3, H, W], and `index` int64 [n], each image's number in its source."
@@ -33,7 +33,7 @@ class ImageSet:
         "SHA-256 (first 16 digits) of the shape, the numbers and the bytes: equal data, equal fingerprint, wherever it lies."
         return sha256(str(tuple(self.images.shape)).encode() + self.index.numpy().tobytes() + self.images.numpy().tobytes())[:16]
 
-# %% ../nbs/01_data.ipynb #a86f9221
+# %% ../nbs/01_data.ipynb #60e40903
 def to_float(images):
     "uint8 in [0, 255] -> float32 in [0, 1]."
     return images.float() / 255
@@ -43,7 +43,7 @@ def image_set(images, index=None):
     images = torch.as_tensor(np.ascontiguousarray(images))
     return ImageSet(images, torch.arange(len(images)) if index is None else torch.as_tensor(np.asarray(index, np.int64)))
 
-# %% ../nbs/01_data.ipynb #5973ee23
+# %% ../nbs/01_data.ipynb #9aa46d7b
 @dataclass(frozen=True, eq=False)
 class Source:
     "Where images come from: training `pool`, `test`, and `val` if the source has its own. Only CIFAR-10 is no `demonstration`."
@@ -68,7 +68,7 @@ class Source:
             val = pool[n_train:]
         return Splits(self.label, pool[:n_train], val[:n_val], self.test[:n_test])
 
-# %% ../nbs/01_data.ipynb #4c2ac117
+# %% ../nbs/01_data.ipynb #bd9c62d4
 @dataclass(frozen=True, eq=False)
 class Splits:
     "Images to learn from, to choose the best epoch by, and to judge by; `label` names them."
@@ -77,7 +77,7 @@ class Splits:
     val: ImageSet
     test: ImageSet
 
-# %% ../nbs/01_data.ipynb #74886cbf
+# %% ../nbs/01_data.ipynb #db9f6976
 def crops(picture, size=32, sides=(1, 1.5, 2, 3, 4), stride=8):
     "All crops of `picture` ([H, W, 3] uint8) scaled so that its shorter side is `size` times each of `sides`. -> uint8 [n, 3, size, size]"
     H, W, _ = picture.shape
@@ -90,7 +90,7 @@ def crops(picture, size=32, sides=(1, 1.5, 2, 3, 4), stride=8):
         found += [small[i:i+size, j:j+size] for i in range(0, h-size+1, stride) for j in range(0, w-size+1, stride)]
     return np.stack(found).transpose(0, 3, 1, 2)
 
-# %% ../nbs/01_data.ipynb #3c399f73
+# %% ../nbs/01_data.ipynb #1d69bd8a
 SCENES = dict(train=('astronaut.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png', 'retina.jpg'),
               val=('rocket.jpg',), test=('chelsea.png', 'motorcycle_left.png'))
 
@@ -101,7 +101,7 @@ def shipped_photo(name):
     if not path.exists(): raise DataError(f'scikit-image no longer ships {name}: install the version that requirements name, or pass --data.')
     return skio.imread(path)[..., :3]
 
-# %% ../nbs/01_data.ipynb #5fee889b
+# %% ../nbs/01_data.ipynb #6c6254e6
 def dead_leaves(n, palette, size=32, seed=0, leaves=150, r_min=1.5, r_max=48):
     "`n` dead-leaves images, uint8 [n, 3, size, size], with colours from `palette` [m, 3] and radii of density proportional to r^-3."
     rng, big = np.random.default_rng(derive_seed(seed, 'dead leaves')), 2*size
@@ -119,7 +119,7 @@ def dead_leaves(n, palette, size=32, seed=0, leaves=150, r_min=1.5, r_max=48):
     small = out.reshape(n, size, 2, size, 2, 3).mean((2, 4))
     return np.round(small).astype(np.uint8).transpose(0, 3, 1, 2)
 
-# %% ../nbs/01_data.ipynb #d3608fb3
+# %% ../nbs/01_data.ipynb #47cab808
 @lru_cache
 def photos(size=32):
     "The embedded default: crops of the photographs that scikit-image ships, split by scene, with dead leaves beside the training crops."
@@ -131,7 +131,7 @@ def photos(size=32):
         return image_set(images[order], order)
     return Source('photographs of scikit-image', mixed(train, 'train'), mixed(np.concatenate(cut['test']), 'test'), mixed(np.concatenate(cut['val']), 'val'))
 
-# %% ../nbs/01_data.ipynb #dffb3802
+# %% ../nbs/01_data.ipynb #e949c2c0
 def checked_array(archive, name, path, size):
     "Array `name` of the open .npz `archive`, or a `DataError` that says what is wrong with it."
     if name not in archive: raise DataError(f'{path} has no array {name!r} (it has {", ".join(archive.files) or "none"}): save uint8 arrays x_train and x_test in it.')
@@ -141,7 +141,7 @@ def checked_array(archive, name, path, size):
     if not len(a): raise DataError(f'{name} in {path} holds no images.')
     return a
 
-# %% ../nbs/01_data.ipynb #a0e1b625
+# %% ../nbs/01_data.ipynb #86bff0bc
 def npz_source(path, size=32):
     "Images from a .npz file with uint8 arrays `x_train` and `x_test` [n, 3, size, size]."
     try:
@@ -159,14 +159,14 @@ def npz_source(path, size=32):
     name = f"CIFAR-10 ({len(parts['train']):,} of 50,000 training, {len(parts['test']):,} of 10,000 test images)" if cifar else Path(path).name
     return Source(name, parts['train'], parts['test'], demonstration=not cifar)
 
-# %% ../nbs/01_data.ipynb #44ab88ae
+# %% ../nbs/01_data.ipynb #e293f934
 CIFAR10_TEST_100 = '5c1f55b708f36225'   # fingerprint of test images 0 to 99
 
 def is_cifar10(test):
     "Whether `test` begins with the first hundred CIFAR-10 test images."
     return len(test) >= 100 and test[:100].fingerprint == CIFAR10_TEST_100
 
-# %% ../nbs/01_data.ipynb #60516178
+# %% ../nbs/01_data.ipynb #3ae46b4f
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 def read_picture(path):
@@ -176,7 +176,7 @@ def read_picture(path):
         with Image.open(path) as picture: return np.asarray(picture.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as e: raise DataError(f'{path} cannot be read as a picture ({e}): remove or replace it.') from e
 
-# %% ../nbs/01_data.ipynb #f87f4e3c
+# %% ../nbs/01_data.ipynb #8c95cff1
 def folder_source(folder, size=32, most=50_000):
     "Crops of the pictures in `folder`, split by picture. Of more than `most` crops, every k-th is kept."
     folder = Path(folder)
@@ -194,7 +194,7 @@ def folder_source(folder, size=32, most=50_000):
         return image_set(images[order], order)
     return Source(f'{folder.name}/ ({len(paths)} pictures)', mixed('train'), mixed('test'), mixed('val'))
 
-# %% ../nbs/01_data.ipynb #d6c9ef53
+# %% ../nbs/01_data.ipynb #1e79908f
 def import_torchvision():
     "torchvision, imported even where its compiled detection operators (`nms`, `qnms`) are missing."
     try: import torchvision
@@ -208,7 +208,7 @@ def import_torchvision():
         import torchvision
     return torchvision
 
-# %% ../nbs/01_data.ipynb #a9407272
+# %% ../nbs/01_data.ipynb #8f4b5328
 def torchvision_source(name, size=32):
     "CIFAR-10 or STL-10 (scaled to `size`) through torchvision, downloaded once to `data/` and verified by checksum."
     import_torchvision()
@@ -225,7 +225,7 @@ def torchvision_source(name, size=32):
         raise DataError(f'{name} could not be downloaded or is damaged ({e}): put {archive} into {where}, or pass a local copy as --data FILE.npz (arrays x_train, x_test).') from e
     return Source('CIFAR-10' if cifar else f'STL-10 at {size} pixels', pool, test, demonstration=not cifar)
 
-# %% ../nbs/01_data.ipynb #091770e3
+# %% ../nbs/01_data.ipynb #05c6eb50
 def load_source(data, size=32):
     "The `Source` called `data`: `photos`, `cifar10`, `stl10`, a .npz file or a folder. Raises `DataError`."
     if data == 'photos': return photos(size)
@@ -235,7 +235,7 @@ def load_source(data, size=32):
     if path.suffix == '.npz': return npz_source(path, size)
     raise DataError(f'Unknown data {str(data)!r}: give photos, cifar10, stl10, a .npz file or a folder of pictures.')
 
-# %% ../nbs/01_data.ipynb #79bb0d9f
+# %% ../nbs/01_data.ipynb #dfaa7384
 def add_noise(clean, sigma, generator, clip=True):
     "`clean` [B, 3, H, W] plus Gaussian noise of level `sigma` (a number, or a range (low, high) drawn uniformly per image), clipped to [0, 1]."
     if isinstance(sigma, (tuple, list)):
@@ -244,7 +244,7 @@ def add_noise(clean, sigma, generator, clip=True):
     noisy = clean + sigma*torch.randn(clean.shape, generator=generator, device=clean.device)
     return noisy.clamp(0, 1) if clip else noisy
 
-# %% ../nbs/01_data.ipynb #e29b2d07
+# %% ../nbs/01_data.ipynb #072fdbe5
 def evaluation_noisy(images, sigma, noise_seed=0, clip=True):
     "The noisy versions of the `ImageSet` `images`, float [n, 3, H, W]. Depends on each image's number, `sigma` and `noise_seed` only."
     shape = images.images.shape[1:]

@@ -6,7 +6,7 @@
 __all__ = ['image_scores', 'denoise_all', 'evaluate', 'mean_ci', 'paired_difference', 'summarise', 'first_choice_share',
            'expert_utilisation', 'Released', 'measured_scores']
 
-# %% ../nbs/05_evaluation.ipynb #44871647
+# %% ../nbs/05_evaluation.ipynb #9c0978c5
 import json
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .core import AsamoeError, EXPERTS, records_dir, sha256, atomic_write
 from .data import evaluation_noisy, to_float
 from .model import load_model, read_state
 
-# %% ../nbs/05_evaluation.ipynb #209f2487
+# %% ../nbs/05_evaluation.ipynb #1e979a1b
 def image_scores(denoised, clean):
     "PSNR (dB), SSIM and mean squared error of each image, against scikit-image's definitions. `denoised`, `clean` [n, 3, H, W] in [0, 1] -> data frame with n rows."
     if denoised.shape != clean.shape: raise AsamoeError(f'Cannot compare images {list(denoised.shape)} with {list(clean.shape)}: the shapes must be equal.')
@@ -27,7 +27,7 @@ def image_scores(denoised, clean):
                              ssim=[structural_similarity(c, d, data_range=1, channel_axis=0) for d, c in pairs],
                              mse=[((c - d)**2).mean() for d, c in pairs]))
 
-# %% ../nbs/05_evaluation.ipynb #32f66874
+# %% ../nbs/05_evaluation.ipynb #1bdd367a
 @torch.no_grad()
 def denoise_all(model, noisy, batch=256):
     "Denoise [n, 3, H, W] in batches, in evaluation."
@@ -40,7 +40,7 @@ def evaluate(model, images, sigma, noise_seed=0):
     scores = image_scores(noisy if model is None else denoise_all(model, noisy), to_float(images.images))
     return scores.assign(image=images.index.numpy())[['image', 'psnr', 'ssim', 'mse']]
 
-# %% ../nbs/05_evaluation.ipynb #18349dd4
+# %% ../nbs/05_evaluation.ipynb #5a1daaf6
 def mean_ci(x, level=.95):
     "Mean of `x` with its confidence interval from Student's t: (mean, low, high)."
     x = np.asarray(x, float)
@@ -52,7 +52,7 @@ def paired_difference(a, b, level=.95):
     if len(a) != len(b): raise AsamoeError(f'{len(a)} values cannot be paired with {len(b)}.')
     return mean_ci(np.asarray(a) - np.asarray(b), level)
 
-# %% ../nbs/05_evaluation.ipynb #79f1e26a
+# %% ../nbs/05_evaluation.ipynb #906972e5
 def summarise(scores):
     "One row from a data frame of `evaluate`: mean with interval, standard deviation and percentiles of PSNR and SSIM, and the mean squared error."
     row = dict(images=len(scores))
@@ -62,12 +62,12 @@ def summarise(scores):
         row |= {f'{m}_{name}': np.percentile(scores[m], p) for name, p in [('min', 0), ('p10', 10), ('median', 50), ('p90', 90), ('max', 100)]}
     return row | dict(mse=scores.mse.mean())
 
-# %% ../nbs/05_evaluation.ipynb #5b139b05
+# %% ../nbs/05_evaluation.ipynb #2ac398f3
 def first_choice_share(routing):
     "Share of tokens sent to each expert by its largest probability: [n, N, E] -> [E]."
     return torch.nn.functional.one_hot(routing.argmax(-1), routing.shape[-1]).float().mean((0, 1))
 
-# %% ../nbs/05_evaluation.ipynb #726fe8a9
+# %% ../nbs/05_evaluation.ipynb #c012e751
 @torch.no_grad()
 def expert_utilisation(model, images, sigma, noise_seed=0, batch=256):
     "For each block and expert: mean routing probability and share of tokens whose largest probability it has, in [0, 1]."
@@ -80,7 +80,7 @@ def expert_utilisation(model, images, sigma, noise_seed=0, batch=256):
         rows += [dict(block=b, expert=name, mean_probability=p.item(), token_share=s.item()) for name, p, s in zip(names, routing.mean((0, 1)), share)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_evaluation.ipynb #b2e28a59
+# %% ../nbs/05_evaluation.ipynb #75d011bd
 class Released:
     "Released weights and what was measured of them. `weights` is a path, or empty: then the committed record is used, if there is one."
     def __init__(self, weights='', publish=False):
@@ -104,7 +104,7 @@ class Released:
 
     def has(self, key): return bool(self.record) and (key in self.record['measured'] or bool(self.weights))
 
-# %% ../nbs/05_evaluation.ipynb #4503721a
+# %% ../nbs/05_evaluation.ipynb #9aab99ba
 def measured_scores(run, images, sigma, noise_seed=0):
     "`evaluate` of a `Run` or of `Released` weights, kept in its record (PSNR to 1e-4 dB, SSIM to 1e-5)."
     key = f'scores/{images.fingerprint}/{float(sigma):g}/{noise_seed}'
