@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['image_scores', 'denoise_all', 'evaluate', 'mean_ci', 'paired_difference', 'summarise', 'first_choice_share',
-           'expert_utilisation', 'Released', 'measured_scores']
+           'expert_utilisation', 'Released', 'measurement_key', 'measured_scores']
 
-# %% ../nbs/05_evaluation.ipynb #9c0978c5
+# %% ../nbs/05_evaluation.ipynb #36347852
 import json
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .core import AsamoeError, EXPERTS, records_dir, sha256, atomic_write
 from .data import evaluation_noisy, to_float
 from .model import load_model, read_state
 
-# %% ../nbs/05_evaluation.ipynb #1e979a1b
+# %% ../nbs/05_evaluation.ipynb #3165fa93
 def image_scores(denoised, clean):
     "PSNR (dB), SSIM and mean squared error of each image, against scikit-image's definitions. `denoised`, `clean` [n, 3, H, W] in [0, 1] -> data frame with n rows."
     if denoised.shape != clean.shape: raise AsamoeError(f'Cannot compare images {list(denoised.shape)} with {list(clean.shape)}: the shapes must be equal.')
@@ -27,7 +27,7 @@ def image_scores(denoised, clean):
                              ssim=[structural_similarity(c, d, data_range=1, channel_axis=0) for d, c in pairs],
                              mse=[((c - d)**2).mean() for d, c in pairs]))
 
-# %% ../nbs/05_evaluation.ipynb #1bdd367a
+# %% ../nbs/05_evaluation.ipynb #c4453486
 @torch.no_grad()
 def denoise_all(model, noisy, batch=256):
     "Denoise [n, 3, H, W] in batches, in evaluation."
@@ -40,7 +40,7 @@ def evaluate(model, images, sigma, noise_seed=0):
     scores = image_scores(noisy if model is None else denoise_all(model, noisy), to_float(images.images))
     return scores.assign(image=images.index.numpy())[['image', 'psnr', 'ssim', 'mse']]
 
-# %% ../nbs/05_evaluation.ipynb #5a1daaf6
+# %% ../nbs/05_evaluation.ipynb #cc69a79a
 def mean_ci(x, level=.95):
     "Mean of `x` with its confidence interval from Student's t: (mean, low, high)."
     x = np.asarray(x, float)
@@ -52,7 +52,7 @@ def paired_difference(a, b, level=.95):
     if len(a) != len(b): raise AsamoeError(f'{len(a)} values cannot be paired with {len(b)}.')
     return mean_ci(np.asarray(a) - np.asarray(b), level)
 
-# %% ../nbs/05_evaluation.ipynb #906972e5
+# %% ../nbs/05_evaluation.ipynb #ec612c6d
 def summarise(scores):
     "One row from a data frame of `evaluate`: mean with interval, standard deviation and percentiles of PSNR and SSIM, and the mean squared error."
     row = dict(images=len(scores))
@@ -62,12 +62,12 @@ def summarise(scores):
         row |= {f'{m}_{name}': np.percentile(scores[m], p) for name, p in [('min', 0), ('p10', 10), ('median', 50), ('p90', 90), ('max', 100)]}
     return row | dict(mse=scores.mse.mean())
 
-# %% ../nbs/05_evaluation.ipynb #2ac398f3
+# %% ../nbs/05_evaluation.ipynb #e08504e6
 def first_choice_share(routing):
     "Share of tokens sent to each expert by its largest probability: [n, N, E] -> [E]."
     return torch.nn.functional.one_hot(routing.argmax(-1), routing.shape[-1]).float().mean((0, 1))
 
-# %% ../nbs/05_evaluation.ipynb #c012e751
+# %% ../nbs/05_evaluation.ipynb #730f3f62
 @torch.no_grad()
 def expert_utilisation(model, images, sigma, noise_seed=0, batch=256):
     "For each block and expert: mean routing probability and share of tokens whose largest probability it has, in [0, 1]."
@@ -80,7 +80,7 @@ def expert_utilisation(model, images, sigma, noise_seed=0, batch=256):
         rows += [dict(block=b, expert=name, mean_probability=p.item(), token_share=s.item()) for name, p, s in zip(names, routing.mean((0, 1)), share)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_evaluation.ipynb #75d011bd
+# %% ../nbs/05_evaluation.ipynb #0d31f7ae
 class Released:
     "Released weights and what was measured of them. `weights` is a path, or empty: then the committed record is used, if there is one."
     def __init__(self, weights='', publish=False):
@@ -104,9 +104,12 @@ class Released:
 
     def has(self, key): return bool(self.record) and (key in self.record['measured'] or bool(self.weights))
 
-# %% ../nbs/05_evaluation.ipynb #9aab99ba
+# %% ../nbs/05_evaluation.ipynb #b711920a
+def measurement_key(what, images, sigma, noise_seed=0):
+    "The name under which a measurement on the `ImageSet` `images` is kept in a record."
+    return f'{what}/{images.fingerprint}/{float(sigma):g}/{noise_seed}'
+
 def measured_scores(run, images, sigma, noise_seed=0):
     "`evaluate` of a `Run` or of `Released` weights, kept in its record (PSNR to 1e-4 dB, SSIM to 1e-5)."
-    key = f'scores/{images.fingerprint}/{float(sigma):g}/{noise_seed}'
-    columns = run.measure(key, lambda model: {k: v.round(dict(psnr=4, ssim=5, mse=7)[k]).tolist() if k != 'image' else v.tolist() for k, v in evaluate(model, images, sigma, noise_seed).items()})
+    columns = run.measure(measurement_key('scores', images, sigma, noise_seed), lambda model: {k: v.round(dict(psnr=4, ssim=5, mse=7)[k]).tolist() if k != 'image' else v.tolist() for k, v in evaluate(model, images, sigma, noise_seed).items()})
     return pd.DataFrame(columns)
