@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
            'campaign', 'reproduce', 'compare_times', 'bench', 'main']
 
-# %% ../nbs/20_reproduce.ipynb #53f57a3f
+# %% ../nbs/20_reproduce.ipynb #448bf137
 import json, os, platform, re, runpy, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,14 @@ from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, root, 
 from .data import load_source
 from .model import SmallViT, naive_forward, read_state
 
-# %% ../nbs/20_reproduce.ipynb #347292cf
+# %% ../nbs/20_reproduce.ipynb #96afaa22
 def chapters():
     "The chapters that make figures and tables: {name: path}, in order."
     found = {p.stem: p for p in sorted((root()/'nbs').glob('[0-9]*.ipynb')) if 'parameters' in sum((c.metadata.get('tags', []) for c in nbformat.read(p, 4).cells), [])}
     if not found: raise AsamoeError(f'There are no chapters in {root()/"nbs"}: run this command in a clone of the project, or set ASAMOE_ROOT to one.')
     return found
 
-# %% ../nbs/20_reproduce.ipynb #273ba052
+# %% ../nbs/20_reproduce.ipynb #f9fc6b10
 def known_parameters(path):
     "Names of the parameters of the notebook at `path`."
     return list(papermill.inspect_notebook(str(path)))
@@ -46,7 +46,7 @@ def parse_settings(settings):
         except ValueError: parsed[name] = value
     return parsed
 
-# %% ../nbs/20_reproduce.ipynb #ada6ea8c
+# %% ../nbs/20_reproduce.ipynb #6b04c96f
 @dataclass
 class Job:
     "One chapter being run: `process`, where its executed copy and log go, and how it ended."
@@ -72,8 +72,14 @@ class Job:
         self.began, self.state = time.time(), 'running'
         self.process = subprocess.Popen(command, stdout=self.log.open('wb'), stderr=subprocess.STDOUT, env=environment)
 
-# %% ../nbs/20_reproduce.ipynb #e91a434a
+# %% ../nbs/20_reproduce.ipynb #93fc141b
 from fastcore.basics import patch
+
+@patch
+def settings(self:Job):
+    "All parameters of the chapter, defaults included, as the manifest shows them: files by name, not by where they lie on one machine."
+    defaults = {k: v['default'].strip("'") for k, v in papermill.inspect_notebook(str(self.path)).items()}
+    return {k: Path(v).name if isinstance(v, str) and os.sep in v else v for k, v in (defaults | self.parameters).items() if k != 'out'}
 
 @patch
 def poll(self:Job):
@@ -84,7 +90,7 @@ def poll(self:Job):
     self.state = 'done' if self.process.returncode == 0 else 'failed'
     listed = self.copy.with_suffix('.files.json')
     files = json.loads(listed.read_text()) if listed.exists() else []
-    self.record = dict(seconds=round(time.time() - self.began, 1), peak_memory_mb=round(usage.ru_maxrss/1024), state=self.state, parameters=self.parameters,
+    self.record = dict(seconds=round(time.time() - self.began, 1), peak_memory_mb=round(usage.ru_maxrss/1024), state=self.state, parameters=self.settings(),
                        files={f: sha256(self.folder/f) for f in files if (self.folder/f).exists()})
 
 @patch
@@ -93,7 +99,7 @@ def progress(self:Job):
     cells = re.findall(r'(\d+)/(\d+) \[', self.log.read_text(errors='replace')[-4000:]) if self.log.exists() else []
     return f"{self.name} {'/'.join(cells[-1]) + ' cells, ' if cells else ''}{time.time() - self.began:.0f} s"
 
-# %% ../nbs/20_reproduce.ipynb #c8abe36b
+# %% ../nbs/20_reproduce.ipynb #6a18e91d
 @patch
 def failure(self:Job):
     "One sentence about what went wrong: the cell, the error, and where the executed copy is."
@@ -104,7 +110,7 @@ def failure(self:Job):
     lines = self.log.read_text(errors='replace').strip().splitlines() or ['no output']
     return f'{self.name} failed before its first cell: {lines[-1]} (log: {self.log})'
 
-# %% ../nbs/20_reproduce.ipynb #6854ab66
+# %% ../nbs/20_reproduce.ipynb #58a8cd5c
 def run_jobs(jobs, at_once):
     "Run the `Job`s, `at_once` at a time, telling what happens. Returns those that failed."
     waiting, running, tty = list(jobs), [], sys.stdout.isatty()
@@ -125,7 +131,7 @@ def run_jobs(jobs, at_once):
         raise AsamoeError('Interrupted: what was computed is kept, and the same command goes on from there.') from None
     return [job for job in jobs if job.state == 'failed']
 
-# %% ../nbs/20_reproduce.ipynb #776914e9
+# %% ../nbs/20_reproduce.ipynb #d63215ca
 def write_manifest(folder, preset, data, jobs):
     "Write or update `manifest.json` in `folder` from finished `jobs`."
     from importlib.metadata import version
@@ -137,7 +143,7 @@ def write_manifest(folder, preset, data, jobs):
     return atomic_write(path, json.dumps(dict(preset=preset, data=data, versions=dict(python=platform.python_version()) | {p: version(p) for p in packages},
         hardware=dict(machine=platform.machine(), cores=os.cpu_count()), seconds=round(sum(e['seconds'] for e in entries.values()), 1), chapters=dict(sorted(entries.items()))), indent=1) + '\n')
 
-# %% ../nbs/20_reproduce.ipynb #dcf0122d
+# %% ../nbs/20_reproduce.ipynb #f306f80f
 def campaign(retrain):
     "The ISO time since which trainings count when retraining. A retraining that was cut off keeps its time, so that it goes on and does not begin again."
     marker = root()/'data'/'retraining'
@@ -145,7 +151,7 @@ def campaign(retrain):
     if not marker.exists(): atomic_write(marker, time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     return marker.read_text()
 
-# %% ../nbs/20_reproduce.ipynb #292f19c6
+# %% ../nbs/20_reproduce.ipynb #1be5c4c3
 def reproduce(
     preset:Param('how much: smoke (seconds), quick (minutes), paper (as published)', str, choices=list(PRESETS))='quick',
     data:Param('photos, cifar10, stl10, FILE.npz or FOLDER', str)='photos',
@@ -179,7 +185,7 @@ def reproduce(
     if retrain: (root()/'data'/'retraining').unlink(missing_ok=True)
     print(f'All {len(todo)} chapters done. Results: {folder}')
 
-# %% ../nbs/20_reproduce.ipynb #2348e558
+# %% ../nbs/20_reproduce.ipynb #46424c17
 def compare_times(candidates, rounds=7, warm_up=1):
     "Time the functions in `candidates` (name -> function) in turns. Data frame: median and quartiles in ms, and the ratio of each median to the first's."
     times = {name: [] for name in candidates}
@@ -190,7 +196,7 @@ def compare_times(candidates, rounds=7, warm_up=1):
     q = pd.DataFrame({name: np.percentile(t, [50, 25, 75]) for name, t in times.items()}, index=['median_ms', 'q25_ms', 'q75_ms']).T
     return q.assign(ratio=q.median_ms/q.median_ms.iloc[0]).rename_axis('candidate').reset_index()
 
-# %% ../nbs/20_reproduce.ipynb #a10d6b16
+# %% ../nbs/20_reproduce.ipynb #11846016
 def bench(
     batch:Param('images per step', int)=64,
     rounds:Param('timed rounds of each candidate', int)=5,
@@ -212,7 +218,7 @@ def bench(
     model.eval()
     with torch.no_grad(): print('inference\n' + compare_times(forwards, rounds).round(3).to_string(index=False))
 
-# %% ../nbs/20_reproduce.ipynb #daa6236e
+# %% ../nbs/20_reproduce.ipynb #32bf1fad
 COMMANDS = dict(reproduce=reproduce, bench=bench)
 
 def main(arguments=None):
@@ -226,6 +232,6 @@ def main(arguments=None):
     except AsamoeError as e: print(f'asamoe: {e}', file=sys.stderr); return 1
     return 0
 
-# %% ../nbs/20_reproduce.ipynb #a8a70ddb
+# %% ../nbs/20_reproduce.ipynb #caf04ee9
 #| eval: false
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: sys.exit(main())

@@ -54,6 +54,8 @@ def test_reproduce_smoke(tmp_path):
     files = {f for chapter in manifest['chapters'].values() for f in chapter['files']}
     assert {'validation_data_pipeline.png', 'denoising_visualization.png', 'evaluation.csv', 'loss_curves.png'} <= files
     assert all((tmp_path/f).exists() for f in files)
+    settings = manifest['chapters']['05_evaluation']['parameters']
+    assert settings['seed'] == '0' and str(tmp_path) not in (tmp_path/'manifest.json').read_text()
     assert 'demonstration' in (tmp_path/'evaluation.csv').read_text()
 
 
