@@ -6,7 +6,7 @@
 __all__ = ['ATTENTIONS', 'MODELS', 'make_attention', 'TransformerBlock', 'SmallViT', 'naive_forward', 'build_model', 'read_state',
            'infer_arguments', 'load_model']
 
-# %% ../nbs/03_model.ipynb #d9e5d194
+# %% ../nbs/03_model.ipynb #9500532e
 import pickle, re, zipfile
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from .core import AsamoeError, WeightsError, one_of
 from .attention import AdaptiveAttentionMoE, NonAdaptiveSparseAttention, StandardAttention, naive_mixture
 
-# %% ../nbs/03_model.ipynb #56571c5d
+# %% ../nbs/03_model.ipynb #08bfed23
 ATTENTIONS = ('adaptive', 'nonadaptive', 'standard', 'standard+merge')
 
 def make_attention(attention, embed_dim, num_heads, budgets, router='learned'):
@@ -29,7 +29,7 @@ def make_attention(attention, embed_dim, num_heads, budgets, router='learned'):
     if attention == 'nonadaptive': return NonAdaptiveSparseAttention(embed_dim, num_heads, budgets)
     return StandardAttention(embed_dim, num_heads, merge=attention == 'standard+merge')
 
-# %% ../nbs/03_model.ipynb #1f531af0
+# %% ../nbs/03_model.ipynb #cd33ccbb
 class TransformerBlock(nn.Module):
     "Pre-norm transformer block around the attention module `attn` (paper, 2.1). [B, N, D] -> ([B, N, D], routing [B, N, E] or None)."
     def __init__(self, embed_dim, attn):
@@ -42,7 +42,7 @@ class TransformerBlock(nn.Module):
         x = x + out
         return x + self.ffn(self.norm2(x)), routing
 
-# %% ../nbs/03_model.ipynb #4fdce6a4
+# %% ../nbs/03_model.ipynb #270b9dd9
 class SmallViT(nn.Module, PyTorchModelHubMixin):
     "The paper's denoiser (2.1 and A.1): noisy image [B, 3, H, W] in [0, 1] -> denoised image of the same shape, with H = W = image_size."
     def __init__(self, image_size=32, patch_size=4, embed_dim=128, depth=2, num_heads=4, budgets=(32, 64, 128), clamp='eval',
@@ -73,7 +73,7 @@ class SmallViT(nn.Module, PyTorchModelHubMixin):
         if x.ndim != 4 or x.shape[1:] != (3, self.image_size, self.image_size):
             raise AsamoeError(f'The model takes images [B, 3, {self.image_size}, {self.image_size}], but got {list(x.shape)}: crop or resize them first.')
 
-# %% ../nbs/03_model.ipynb #f74b6b85
+# %% ../nbs/03_model.ipynb #a6c0eefa
 def naive_forward(model, x):
     "What an adaptive `SmallViT` computes in evaluation, with the naive mixture in every block: slow, plain, for comparison."
     tokens = model.patch_embed(x).flatten(2).mT + model.pos_embed
@@ -83,7 +83,7 @@ def naive_forward(model, x):
     side = model.image_size//model.patch_size
     return model.patch_unembed(tokens.mT.unflatten(2, (side, side))).clamp(0, 1)
 
-# %% ../nbs/03_model.ipynb #f6e472fd
+# %% ../nbs/03_model.ipynb #648295b7
 MODELS = {'SmallViT': SmallViT}
 
 def build_model(name, **arguments):
@@ -91,7 +91,7 @@ def build_model(name, **arguments):
     try: return MODELS[one_of(name, MODELS, 'model')](**arguments)
     except TypeError as e: raise AsamoeError(f'{name} cannot be built: {e}.') from e
 
-# %% ../nbs/03_model.ipynb #be381509
+# %% ../nbs/03_model.ipynb #600be9b1
 def read_state(path):
     "The tensors of a `.pt` or `.safetensors` file, by name; never runs pickled code. Raises `WeightsError`."
     path = Path(path)
@@ -105,7 +105,7 @@ def read_state(path):
         raise WeightsError(f'{path} holds no state dict (names with tensors): save model.state_dict() and give that file.')
     return state
 
-# %% ../nbs/03_model.ipynb #5a440e80
+# %% ../nbs/03_model.ipynb #7c819392
 def infer_arguments(state):
     "The arguments of `SmallViT` that can be read off the shapes in its state dict."
     D, _, patch, _ = state['patch_embed.weight'].shape
@@ -117,7 +117,7 @@ def infer_arguments(state):
                 attention=attention, router='random' if 'blocks.0.attn.router.direction' in state else 'learned',
                 budgets=tuple(32*2**e for e in range(experts)) or (32, 64, 128))
 
-# %% ../nbs/03_model.ipynb #0cf152fa
+# %% ../nbs/03_model.ipynb #7ed6a3ad
 def load_model(path, **arguments):
     "A `SmallViT` in `eval()` with the weights at `path`: the released `.pt`, a `.safetensors` file, or a folder written by `save_pretrained`. `arguments` override what is inferred. Raises `WeightsError`."
     path = Path(path)
