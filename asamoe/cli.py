@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
            'campaign', 'reproduce', 'compare_times', 'bench', 'main']
 
-# %% ../nbs/20_reproduce.ipynb #448bf137
+# %% ../nbs/20_reproduce.ipynb #50c1f7fa
 import json, os, platform, re, runpy, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,14 @@ from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, root, 
 from .data import load_source
 from .model import SmallViT, naive_forward, read_state
 
-# %% ../nbs/20_reproduce.ipynb #96afaa22
+# %% ../nbs/20_reproduce.ipynb #4956a507
 def chapters():
     "The chapters that make figures and tables: {name: path}, in order."
     found = {p.stem: p for p in sorted((root()/'nbs').glob('[0-9]*.ipynb')) if 'parameters' in sum((c.metadata.get('tags', []) for c in nbformat.read(p, 4).cells), [])}
     if not found: raise AsamoeError(f'There are no chapters in {root()/"nbs"}: run this command in a clone of the project, or set ASAMOE_ROOT to one.')
     return found
 
-# %% ../nbs/20_reproduce.ipynb #f9fc6b10
+# %% ../nbs/20_reproduce.ipynb #9653cf32
 def known_parameters(path):
     "Names of the parameters of the notebook at `path`."
     return list(papermill.inspect_notebook(str(path)))
@@ -46,7 +46,7 @@ def parse_settings(settings):
         except ValueError: parsed[name] = value
     return parsed
 
-# %% ../nbs/20_reproduce.ipynb #6b04c96f
+# %% ../nbs/20_reproduce.ipynb #5de170b1
 @dataclass
 class Job:
     "One chapter being run: `process`, where its executed copy and log go, and how it ended."
@@ -72,7 +72,7 @@ class Job:
         self.began, self.state = time.time(), 'running'
         self.process = subprocess.Popen(command, stdout=self.log.open('wb'), stderr=subprocess.STDOUT, env=environment)
 
-# %% ../nbs/20_reproduce.ipynb #93fc141b
+# %% ../nbs/20_reproduce.ipynb #a6d304e1
 from fastcore.basics import patch
 
 @patch
@@ -99,7 +99,7 @@ def progress(self:Job):
     cells = re.findall(r'(\d+)/(\d+) \[', self.log.read_text(errors='replace')[-4000:]) if self.log.exists() else []
     return f"{self.name} {'/'.join(cells[-1]) + ' cells, ' if cells else ''}{time.time() - self.began:.0f} s"
 
-# %% ../nbs/20_reproduce.ipynb #6a18e91d
+# %% ../nbs/20_reproduce.ipynb #b8a75785
 @patch
 def failure(self:Job):
     "One sentence about what went wrong: the cell, the error, and where the executed copy is."
@@ -110,7 +110,7 @@ def failure(self:Job):
     lines = self.log.read_text(errors='replace').strip().splitlines() or ['no output']
     return f'{self.name} failed before its first cell: {lines[-1]} (log: {self.log})'
 
-# %% ../nbs/20_reproduce.ipynb #58a8cd5c
+# %% ../nbs/20_reproduce.ipynb #9492cf93
 def run_jobs(jobs, at_once):
     "Run the `Job`s, `at_once` at a time, telling what happens. Returns those that failed."
     waiting, running, tty = list(jobs), [], sys.stdout.isatty()
@@ -131,7 +131,7 @@ def run_jobs(jobs, at_once):
         raise AsamoeError('Interrupted: what was computed is kept, and the same command goes on from there.') from None
     return [job for job in jobs if job.state == 'failed']
 
-# %% ../nbs/20_reproduce.ipynb #d63215ca
+# %% ../nbs/20_reproduce.ipynb #b0ac39dc
 def write_manifest(folder, preset, data, jobs):
     "Write or update `manifest.json` in `folder` from finished `jobs`."
     from importlib.metadata import version
@@ -143,7 +143,7 @@ def write_manifest(folder, preset, data, jobs):
     return atomic_write(path, json.dumps(dict(preset=preset, data=data, versions=dict(python=platform.python_version()) | {p: version(p) for p in packages},
         hardware=dict(machine=platform.machine(), cores=os.cpu_count()), seconds=round(sum(e['seconds'] for e in entries.values()), 1), chapters=dict(sorted(entries.items()))), indent=1) + '\n')
 
-# %% ../nbs/20_reproduce.ipynb #f306f80f
+# %% ../nbs/20_reproduce.ipynb #14f96113
 def campaign(retrain):
     "The ISO time since which trainings count when retraining. A retraining that was cut off keeps its time, so that it goes on and does not begin again."
     marker = root()/'data'/'retraining'
@@ -151,7 +151,7 @@ def campaign(retrain):
     if not marker.exists(): atomic_write(marker, time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     return marker.read_text()
 
-# %% ../nbs/20_reproduce.ipynb #1be5c4c3
+# %% ../nbs/20_reproduce.ipynb #7fde2b82
 def reproduce(
     preset:Param('how much: smoke (seconds), quick (minutes), paper (as published)', str, choices=list(PRESETS))='quick',
     data:Param('photos, cifar10, stl10, FILE.npz or FOLDER', str)='photos',
@@ -167,7 +167,7 @@ def reproduce(
     names = [one_of(Path(n).stem, known, 'chapter') for n in only] if only else list(known)
     local = lambda p: str(Path(p).expanduser().resolve()) if p and Path(p).expanduser().exists() else p
     data, weights = local(data), local(weights)
-    load_source(data)                                             # wrong data or weights: say so now, not in every chapter
+    label = load_source(data).label                               # wrong data or weights: say so now, not in every chapter
     if weights: read_state(weights)
     folder = Path(out).expanduser().resolve() if out else root()/'figures'/('' if get.publishes else preset)
     settings = parse_settings(set or [])
@@ -180,12 +180,12 @@ def reproduce(
         todo.append(Job(name, known[name], folder, parameters, max(1, (os.cpu_count() or 1)//at_once)))
     print(f'{len(todo)} chapters, preset {preset}, into {folder}', flush=True)
     failed = run_jobs(todo, at_once)
-    write_manifest(folder, preset, load_source(data).label, todo)
+    write_manifest(folder, preset, label, todo)
     if failed: raise AsamoeError(f'{len(failed)} of {len(todo)} chapters failed: {", ".join(j.name for j in failed)}.')
     if retrain: (root()/'data'/'retraining').unlink(missing_ok=True)
     print(f'All {len(todo)} chapters done. Results: {folder}')
 
-# %% ../nbs/20_reproduce.ipynb #46424c17
+# %% ../nbs/20_reproduce.ipynb #d28d3c13
 def compare_times(candidates, rounds=7, warm_up=1):
     "Time the functions in `candidates` (name -> function) in turns. Data frame: median and quartiles in ms, and the ratio of each median to the first's."
     times = {name: [] for name in candidates}
@@ -196,7 +196,7 @@ def compare_times(candidates, rounds=7, warm_up=1):
     q = pd.DataFrame({name: np.percentile(t, [50, 25, 75]) for name, t in times.items()}, index=['median_ms', 'q25_ms', 'q75_ms']).T
     return q.assign(ratio=q.median_ms/q.median_ms.iloc[0]).rename_axis('candidate').reset_index()
 
-# %% ../nbs/20_reproduce.ipynb #11846016
+# %% ../nbs/20_reproduce.ipynb #3e7686d0
 def bench(
     batch:Param('images per step', int)=64,
     rounds:Param('timed rounds of each candidate', int)=5,
@@ -218,7 +218,7 @@ def bench(
     model.eval()
     with torch.no_grad(): print('inference\n' + compare_times(forwards, rounds).round(3).to_string(index=False))
 
-# %% ../nbs/20_reproduce.ipynb #32bf1fad
+# %% ../nbs/20_reproduce.ipynb #6e00b6d4
 COMMANDS = dict(reproduce=reproduce, bench=bench)
 
 def main(arguments=None):
@@ -232,6 +232,6 @@ def main(arguments=None):
     except AsamoeError as e: print(f'asamoe: {e}', file=sys.stderr); return 1
     return 0
 
-# %% ../nbs/20_reproduce.ipynb #caf04ee9
+# %% ../nbs/20_reproduce.ipynb #505cfa28
 #| eval: false
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: sys.exit(main())

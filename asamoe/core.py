@@ -8,15 +8,15 @@ __all__ = ['PRESETS', 'EXPERTS', 'EXPERT_COLORS', 'MODEL_COLORS', 'AsamoeError',
            'derive_seed', 'generator', 'Preset', 'get_preset', 'use_theme', 'show_image', 'image_grid', 'Chapter',
            'save_figure', 'save_table']
 
-# %% ../nbs/00_core.ipynb #ee7aedf6
-import errno, hashlib, json, os, tempfile
+# %% ../nbs/00_core.ipynb #2372452f
+import errno, hashlib, io, json, os, tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, seaborn as sns, torch
 
-# %% ../nbs/00_core.ipynb #ae3a73cd
+# %% ../nbs/00_core.ipynb #7b6f269c
 class AsamoeError(Exception):
     "Something the user can mend. Its text is one sentence: what was wrong, and what to do."
 
@@ -29,13 +29,13 @@ class WeightsError(AsamoeError):
 class TrainingError(AsamoeError):
     "A training that cannot go on, such as one whose loss is no longer a number."
 
-# %% ../nbs/00_core.ipynb #f46b3f35
+# %% ../nbs/00_core.ipynb #ff04aa3a
 def one_of(value, options, what):
     "`value` if it is among `options`; otherwise an `AsamoeError` that lists them."
     if value in options: return value
     raise AsamoeError(f"Unknown {what} {value!r}: choose one of {', '.join(map(str, options))}.")
 
-# %% ../nbs/00_core.ipynb #9373a6dc
+# %% ../nbs/00_core.ipynb #624be041
 def root():
     "The project's root: `$ASAMOE_ROOT`, else the clone that holds this package, else the current folder."
     if os.environ.get('ASAMOE_ROOT'): return Path(os.environ['ASAMOE_ROOT']).resolve()
@@ -46,7 +46,7 @@ def data_dir(): return root()/'data'
 def runs_dir(): return data_dir()/'runs'
 def records_dir(): return data_dir()/'records'
 
-# %% ../nbs/00_core.ipynb #ba1cace1
+# %% ../nbs/00_core.ipynb #8eca657d
 @contextmanager
 def disk_errors(path):
     "Turn an `OSError` while writing `path` into an `AsamoeError` that says what to do."
@@ -56,7 +56,7 @@ def disk_errors(path):
         raise AsamoeError(f"Could not write {path}: {why}. Free some space or fix the folder and run the same command again; "
                           "what was written before is intact.") from e
 
-# %% ../nbs/00_core.ipynb #77c0b149
+# %% ../nbs/00_core.ipynb #13135576
 def atomic_write(path, content):
     "Write `content` (bytes or str) to `path`, whole or not at all. Raises `AsamoeError` on a full disk."
     path = Path(path)
@@ -75,14 +75,14 @@ def atomic_write(path, content):
             raise
     return path
 
-# %% ../nbs/00_core.ipynb #03b9fe75
+# %% ../nbs/00_core.ipynb #79c57dad
 def sha256(content):
     "Hex SHA-256 of bytes, of a str, or of the file at a `Path`."
     if isinstance(content, Path):
         with open(content, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
-# %% ../nbs/00_core.ipynb #c8e283cb
+# %% ../nbs/00_core.ipynb #69a5a6fa
 def derive_seed(*parts):
     "A 63-bit seed from any mix of numbers and names, such as `derive_seed(0, 'shuffle', epoch)`."
     return int(sha256('/'.join(map(str, parts)))[:16], 16) >> 1
@@ -91,7 +91,7 @@ def generator(*parts, device='cpu'):
     "A `torch.Generator` on `device`, seeded by `derive_seed(*parts)`."
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 
-# %% ../nbs/00_core.ipynb #974aa54b
+# %% ../nbs/00_core.ipynb #ca9ef993
 @dataclass(frozen=True)
 class Preset:
     "How far to cut an experiment down. `None` leaves the published number alone."
@@ -109,7 +109,7 @@ class Preset:
         limit = getattr(self, field)
         return published if limit is None else min(limit, published)
 
-# %% ../nbs/00_core.ipynb #f4f1ac81
+# %% ../nbs/00_core.ipynb #d668cfdd
 PRESETS = {p.name: p for p in (
     Preset('smoke', n_train=64, n_val=32, n_test=16, epochs=2, seeds=2),
     Preset('quick', n_train=1600, n_val=128, n_test=2000, epochs=6, seeds=2),
@@ -119,7 +119,7 @@ def get_preset(name):
     "The preset called `name`."
     return PRESETS[one_of(name, PRESETS, 'preset')]
 
-# %% ../nbs/00_core.ipynb #bd4e1d58
+# %% ../nbs/00_core.ipynb #23a9b368
 EXPERTS = ('cheap', 'medium', 'expensive')
 EXPERT_COLORS = dict(cheap='#56B4E9', medium='#009E73', expensive='#D55E00')
 MODEL_COLORS = {'noisy input': '#999999', 'standard': '#0072B2', 'non-adaptive': '#E69F00', 'adaptive': '#CC79A7',
@@ -132,7 +132,7 @@ def use_theme():
         'axes.spines.right': False, 'axes.titlesize': 'medium', 'legend.frameon': False, 'image.cmap': 'gray',
         'image.interpolation': 'nearest', 'figure.constrained_layout.use': True})
 
-# %% ../nbs/00_core.ipynb #334ec863
+# %% ../nbs/00_core.ipynb #c6b57a04
 def show_image(ax, image, title=None, **kw):
     "Draw `image` ([3, H, W] or [H, W], values in [0, 1]) on `ax` without ticks."
     image = torch.as_tensor(image).float().cpu()
@@ -140,7 +140,7 @@ def show_image(ax, image, title=None, **kw):
     ax.set(xticks=[], yticks=[]); sns.despine(ax=ax, left=True, bottom=True)
     if title: ax.set_title(title)
 
-# %% ../nbs/00_core.ipynb #99f4031a
+# %% ../nbs/00_core.ipynb #5adcd1bb
 def image_grid(columns, row_labels=None, notes=None, size=1.1):
     "A figure from `columns`, a dict of title -> [n, 3, H, W] images in [0, 1]: one row per image, `row_labels` on its left, `notes` on its right. Returns (figure, axes [n, columns])."
     n = len(next(iter(columns.values())))
@@ -153,7 +153,7 @@ def image_grid(columns, row_labels=None, notes=None, size=1.1):
     for ax, note in zip(axes[:, -1], notes or []): ax.text(1.06, .5, note, transform=ax.transAxes, va='center', fontsize=8)
     return fig, axes
 
-# %% ../nbs/00_core.ipynb #3499b8de
+# %% ../nbs/00_core.ipynb #3c15743b
 @dataclass
 class Chapter:
     "Where the results of one notebook go. `data_label` names the images and is written into every figure and table."
@@ -173,19 +173,15 @@ class Chapter:
         atomic_write(self.folder/'notebooks'/f'{self.name}.files.json', json.dumps(sorted(self.files)))
         return path
 
-# %% ../nbs/00_core.ipynb #747c68be
+# %% ../nbs/00_core.ipynb #c8437e9d
 def save_figure(chapter:Chapter, fig, name, caption_data=True):
     "Save `fig` as `name`.png in the chapter's folder, with a line under it that names the data. Returns the path."
     if caption_data: fig.supxlabel(f'Data: {chapter.data_label}', x=.995, ha='right', fontsize=6.5, color='.45')
-    path = chapter.folder/f'{name}.png'
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f'.{path.name}')
-        fig.savefig(tmp, format='png', metadata={'Software': None})   # no version stamp: same picture, same bytes
-        os.replace(tmp, path)
-    return chapter.note(path)
+    png = io.BytesIO()
+    fig.savefig(png, format='png', metadata={'Software': None})   # no version stamp: same picture, same bytes
+    return chapter.note(atomic_write(chapter.folder/f'{name}.png', png.getvalue()))
 
-# %% ../nbs/00_core.ipynb #89b9d103
+# %% ../nbs/00_core.ipynb #9984670a
 def save_table(chapter:Chapter, table, name, digits=6):
     "Save the data frame `table` as `name`.csv with a last column that names the data. Returns the path."
     table = table.assign(data=chapter.data_label).round(digits)

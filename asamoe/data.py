@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCENES', 'CIFAR10_TEST_100', 'PICTURES', 'ImageSet', 'to_float', 'image_set', 'Source', 'Splits', 'crops',
-           'shipped_photo', 'dead_leaves', 'photos', 'checked_array', 'npz_source', 'is_cifar10', 'read_picture',
-           'folder_source', 'import_torchvision', 'torchvision_source', 'load_source', 'add_noise', 'evaluation_noisy']
+           'shipped_photo', 'dead_leaves', 'mixed', 'photos', 'checked_array', 'npz_source', 'is_cifar10',
+           'read_picture', 'folder_source', 'import_torchvision', 'torchvision_source', 'load_source', 'add_noise',
+           'evaluation_noisy']
 
-# %% ../nbs/01_data.ipynb #ab972635
-import io, tarfile, urllib.error, warnings, zipfile
-from dataclasses import dataclass, field
+# %% ../nbs/01_data.ipynb #372731b2
+import tarfile, urllib.error, zipfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from skimage import io as skio, transform as sktransform
 
 from .core import DataError, data_dir, derive_seed, generator, one_of, sha256
 
-# %% ../nbs/01_data.ipynb #3d8117bc
+# %% ../nbs/01_data.ipynb #ad5626d8
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Images as bytes: `images` uint8 [n, 3, H, W], and `index` int64 [n], each image's number in its source."
@@ -33,7 +34,7 @@ class ImageSet:
         "SHA-256 (first 16 digits) of the shape, the numbers and the bytes: equal data, equal fingerprint, wherever it lies."
         return sha256(str(tuple(self.images.shape)).encode() + self.index.numpy().tobytes() + self.images.numpy().tobytes())[:16]
 
-# %% ../nbs/01_data.ipynb #60e40903
+# %% ../nbs/01_data.ipynb #51b42f1f
 def to_float(images):
     "uint8 in [0, 255] -> float32 in [0, 1]."
     return images.float() / 255
@@ -43,7 +44,7 @@ def image_set(images, index=None):
     images = torch.as_tensor(np.ascontiguousarray(images))
     return ImageSet(images, torch.arange(len(images)) if index is None else torch.as_tensor(np.asarray(index, np.int64)))
 
-# %% ../nbs/01_data.ipynb #9aa46d7b
+# %% ../nbs/01_data.ipynb #2186597c
 @dataclass(frozen=True, eq=False)
 class Source:
     "Where images come from: training `pool`, `test`, and `val` if the source has its own. Only CIFAR-10 is no `demonstration`."
@@ -68,7 +69,7 @@ class Source:
             val = pool[n_train:]
         return Splits(self.label, pool[:n_train], val[:n_val], self.test[:n_test])
 
-# %% ../nbs/01_data.ipynb #bd9c62d4
+# %% ../nbs/01_data.ipynb #6e141864
 @dataclass(frozen=True, eq=False)
 class Splits:
     "Images to learn from, to choose the best epoch by, and to judge by; `label` names them."
@@ -77,7 +78,7 @@ class Splits:
     val: ImageSet
     test: ImageSet
 
-# %% ../nbs/01_data.ipynb #db9f6976
+# %% ../nbs/01_data.ipynb #126e965d
 def crops(picture, size=32, sides=(1, 1.5, 2, 3, 4), stride=8):
     "All crops of `picture` ([H, W, 3] uint8) scaled so that its shorter side is `size` times each of `sides`. -> uint8 [n, 3, size, size]"
     H, W, _ = picture.shape
@@ -90,7 +91,7 @@ def crops(picture, size=32, sides=(1, 1.5, 2, 3, 4), stride=8):
         found += [small[i:i+size, j:j+size] for i in range(0, h-size+1, stride) for j in range(0, w-size+1, stride)]
     return np.stack(found).transpose(0, 3, 1, 2)
 
-# %% ../nbs/01_data.ipynb #1d69bd8a
+# %% ../nbs/01_data.ipynb #4e32a371
 SCENES = dict(train=('astronaut.png', 'coffee.png', 'hubble_deep_field.jpg', 'ihc.png', 'retina.jpg'),
               val=('rocket.jpg',), test=('chelsea.png', 'motorcycle_left.png'))
 
@@ -101,7 +102,7 @@ def shipped_photo(name):
     if not path.exists(): raise DataError(f'scikit-image no longer ships {name}: install the version that requirements name, or pass --data.')
     return skio.imread(path)[..., :3]
 
-# %% ../nbs/01_data.ipynb #6c6254e6
+# %% ../nbs/01_data.ipynb #14965e48
 def dead_leaves(n, palette, size=32, seed=0, leaves=150, r_min=1.5, r_max=48):
     "`n` dead-leaves images, uint8 [n, 3, size, size], with colours from `palette` [m, 3] and radii of density proportional to r^-3."
     rng, big = np.random.default_rng(derive_seed(seed, 'dead leaves')), 2*size
@@ -119,19 +120,22 @@ def dead_leaves(n, palette, size=32, seed=0, leaves=150, r_min=1.5, r_max=48):
     small = out.reshape(n, size, 2, size, 2, 3).mean((2, 4))
     return np.round(small).astype(np.uint8).transpose(0, 3, 1, 2)
 
-# %% ../nbs/01_data.ipynb #47cab808
+# %% ../nbs/01_data.ipynb #1e893002
+def mixed(images, *parts):
+    "An `ImageSet` of `images` in an order that depends only on their number and the names `parts`; each keeps its old place as its number."
+    order = np.random.default_rng(derive_seed(0, *parts)).permutation(len(images))
+    return image_set(images[order], order)
+
+# %% ../nbs/01_data.ipynb #75cf0fd4
 @lru_cache
 def photos(size=32):
     "The embedded default: crops of the photographs that scikit-image ships, split by scene, with dead leaves beside the training crops."
     cut = {part: [crops(shipped_photo(name), size) for name in names] for part, names in SCENES.items()}
     train = np.concatenate(cut['train'])
     train = np.concatenate([train, dead_leaves(len(train)//2, train.transpose(0, 2, 3, 1).reshape(-1, 3), size)])
-    def mixed(images, part):
-        order = np.random.default_rng(derive_seed(0, 'photos', part)).permutation(len(images))
-        return image_set(images[order], order)
-    return Source('photographs of scikit-image', mixed(train, 'train'), mixed(np.concatenate(cut['test']), 'test'), mixed(np.concatenate(cut['val']), 'val'))
+    return Source('photographs of scikit-image', mixed(train, 'photos', 'train'), mixed(np.concatenate(cut['test']), 'photos', 'test'), mixed(np.concatenate(cut['val']), 'photos', 'val'))
 
-# %% ../nbs/01_data.ipynb #e949c2c0
+# %% ../nbs/01_data.ipynb #c9e9ec09
 def checked_array(archive, name, path, size):
     "Array `name` of the open .npz `archive`, or a `DataError` that says what is wrong with it."
     if name not in archive: raise DataError(f'{path} has no array {name!r} (it has {", ".join(archive.files) or "none"}): save uint8 arrays x_train and x_test in it.')
@@ -141,7 +145,7 @@ def checked_array(archive, name, path, size):
     if not len(a): raise DataError(f'{name} in {path} holds no images.')
     return a
 
-# %% ../nbs/01_data.ipynb #86bff0bc
+# %% ../nbs/01_data.ipynb #34badda2
 def npz_source(path, size=32):
     "Images from a .npz file with uint8 arrays `x_train` and `x_test` [n, 3, size, size]."
     try:
@@ -159,14 +163,14 @@ def npz_source(path, size=32):
     name = f"CIFAR-10 ({len(parts['train']):,} of 50,000 training, {len(parts['test']):,} of 10,000 test images)" if cifar else Path(path).name
     return Source(name, parts['train'], parts['test'], demonstration=not cifar)
 
-# %% ../nbs/01_data.ipynb #e293f934
+# %% ../nbs/01_data.ipynb #4d6979a4
 CIFAR10_TEST_100 = '5c1f55b708f36225'   # fingerprint of test images 0 to 99
 
 def is_cifar10(test):
     "Whether `test` begins with the first hundred CIFAR-10 test images."
     return len(test) >= 100 and test[:100].fingerprint == CIFAR10_TEST_100
 
-# %% ../nbs/01_data.ipynb #3ae46b4f
+# %% ../nbs/01_data.ipynb #acf2f670
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 def read_picture(path):
@@ -176,7 +180,7 @@ def read_picture(path):
         with Image.open(path) as picture: return np.asarray(picture.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as e: raise DataError(f'{path} cannot be read as a picture ({e}): remove or replace it.') from e
 
-# %% ../nbs/01_data.ipynb #8c95cff1
+# %% ../nbs/01_data.ipynb #e2797e4b
 def folder_source(folder, size=32, most=50_000):
     "Crops of the pictures in `folder`, split by picture. Of more than `most` crops, every k-th is kept."
     folder = Path(folder)
@@ -188,13 +192,10 @@ def folder_source(folder, size=32, most=50_000):
         for i, path in enumerate(paths): parts[('test', 'val')[i % 5] if i % 5 < 2 else 'train'].append(crops(read_picture(path), size, stride=stride))
         if sum(len(c) for cut in parts.values() for c in cut) <= most or stride >= 4*size: break
         parts, stride = {'test': [], 'val': [], 'train': []}, 2*stride
-    def mixed(part):
-        images = np.concatenate(parts[part])
-        order = np.random.default_rng(derive_seed(0, 'folder', part)).permutation(len(images))
-        return image_set(images[order], order)
-    return Source(f'{folder.name}/ ({len(paths)} pictures)', mixed('train'), mixed('test'), mixed('val'))
+    sets = {part: mixed(np.concatenate(cut), 'folder', part) for part, cut in parts.items()}
+    return Source(f'{folder.name}/ ({len(paths)} pictures)', sets['train'], sets['test'], sets['val'])
 
-# %% ../nbs/01_data.ipynb #1e79908f
+# %% ../nbs/01_data.ipynb #90d33572
 def import_torchvision():
     "torchvision, imported even where its compiled detection operators (`nms`, `qnms`) are missing."
     try: import torchvision
@@ -208,7 +209,7 @@ def import_torchvision():
         import torchvision
     return torchvision
 
-# %% ../nbs/01_data.ipynb #8f4b5328
+# %% ../nbs/01_data.ipynb #f0cee072
 def torchvision_source(name, size=32):
     "CIFAR-10 or STL-10 (scaled to `size`) through torchvision, downloaded once to `data/` and verified by checksum."
     import_torchvision()
@@ -225,7 +226,7 @@ def torchvision_source(name, size=32):
         raise DataError(f'{name} could not be downloaded or is damaged ({e}): put {archive} into {where}, or pass a local copy as --data FILE.npz (arrays x_train, x_test).') from e
     return Source('CIFAR-10' if cifar else f'STL-10 at {size} pixels', pool, test, demonstration=not cifar)
 
-# %% ../nbs/01_data.ipynb #05c6eb50
+# %% ../nbs/01_data.ipynb #980c6e3e
 def load_source(data, size=32):
     "The `Source` called `data`: `photos`, `cifar10`, `stl10`, a .npz file or a folder. Raises `DataError`."
     if data == 'photos': return photos(size)
@@ -235,7 +236,7 @@ def load_source(data, size=32):
     if path.suffix == '.npz': return npz_source(path, size)
     raise DataError(f'Unknown data {str(data)!r}: give photos, cifar10, stl10, a .npz file or a folder of pictures.')
 
-# %% ../nbs/01_data.ipynb #dfaa7384
+# %% ../nbs/01_data.ipynb #d887f1ae
 def add_noise(clean, sigma, generator, clip=True):
     "`clean` [B, 3, H, W] plus Gaussian noise of level `sigma` (a number, or a range (low, high) drawn uniformly per image), clipped to [0, 1]."
     if isinstance(sigma, (tuple, list)):
@@ -244,7 +245,7 @@ def add_noise(clean, sigma, generator, clip=True):
     noisy = clean + sigma*torch.randn(clean.shape, generator=generator, device=clean.device)
     return noisy.clamp(0, 1) if clip else noisy
 
-# %% ../nbs/01_data.ipynb #072fdbe5
+# %% ../nbs/01_data.ipynb #7c1ccc79
 def evaluation_noisy(images, sigma, noise_seed=0, clip=True):
     "The noisy versions of the `ImageSet` `images`, float [n, 3, H, W]. Depends on each image's number, `sigma` and `noise_seed` only."
     shape = images.images.shape[1:]

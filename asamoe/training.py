@@ -7,9 +7,9 @@ __all__ = ['HEADLINE', 'ABLATION', 'RunConfig', 'run_id', 'save_checked', 'load_
            'train_epoch', 'validation_pair', 'validate', 'start_accelerator', 'learning_rate', 'describe_machine',
            'initial_state', 'train', 'finish', 'take_stock', 'fit']
 
-# %% ../nbs/04_training.ipynb #efe714f4
-import io, json, math, os, platform, shutil, time
-from dataclasses import asdict, dataclass, field, fields, replace
+# %% ../nbs/04_training.ipynb #d1a96282
+import io, json, math, os, platform, time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd, torch, torch.nn.functional as F
@@ -21,11 +21,11 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from tqdm.auto import tqdm
 
 from .core import AsamoeError, TrainingError, WeightsError, atomic_write, derive_seed, generator, one_of, records_dir, runs_dir, sha256
-from .data import Splits, add_noise, evaluation_noisy, to_float
+from .data import add_noise, evaluation_noisy, to_float
 from .model import build_model
 from .attention import load_balance_loss
 
-# %% ../nbs/04_training.ipynb #deec627a
+# %% ../nbs/04_training.ipynb #990e52f4
 @dataclass(frozen=True)
 class RunConfig:
     "All that decides a training, but for the images. Defaults: the paper's headline recipe."
@@ -51,17 +51,17 @@ class RunConfig:
             one_of(getattr(self, name), options, name)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0: raise AsamoeError('epochs and batch_size must be at least 1 and lr above 0.')
 
-# %% ../nbs/04_training.ipynb #3d486d1f
+# %% ../nbs/04_training.ipynb #5f183694
 HEADLINE = RunConfig()
 ABLATION = RunConfig(epochs=10, batch_size=32, optimizer='Adam', weight_decay=0, schedule='constant', grad_clip=0)   # paper, A.2
 
-# %% ../nbs/04_training.ipynb #23dc4df2
+# %% ../nbs/04_training.ipynb #22d142e5
 def run_id(config, data):
     "The identity of training `config` on `data`: 12 hex digits."
     content = dict(asdict(config), train=data.train.fingerprint, val=data.val.fingerprint)
     return sha256(json.dumps(content, sort_keys=True, default=list))[:12]
 
-# %% ../nbs/04_training.ipynb #d2ca1e35
+# %% ../nbs/04_training.ipynb #98da2b4a
 def save_checked(state, path):
     "Write `state` (tensors and plain containers) to `path` with a checksum in front, whole or not at all."
     buffer = io.BytesIO(); torch.save(state, buffer)
@@ -73,7 +73,7 @@ def load_checked(path):
     if len(content) < 64 or sha256(content[64:]).encode() != content[:64]: return None
     return torch.load(io.BytesIO(content[64:]), map_location='cpu', weights_only=True)
 
-# %% ../nbs/04_training.ipynb #ac01519c
+# %% ../nbs/04_training.ipynb #950c9abd
 class Run:
     "One training of `config` on `data`, finished or not. `record` is None until it is finished."
     def __init__(self, config, data, publish=False, retrain=''):
@@ -97,7 +97,7 @@ class Run:
         "A data frame with one row per epoch."
         return pd.DataFrame(self.record['history'])
 
-# %% ../nbs/04_training.ipynb #0a73c706
+# %% ../nbs/04_training.ipynb #e35e91cf
 from fastcore.basics import patch
 
 @patch
@@ -128,13 +128,13 @@ def save(self:Run):
     if (self.folder/'weights.safetensors').exists(): atomic_write(self.folder/'record.json', text)
     if self.publish: atomic_write(records_dir()/f'{self.id}.json', text)
 
-# %% ../nbs/04_training.ipynb #0bedd946
+# %% ../nbs/04_training.ipynb #deb04455
 def epoch_order(n, config, epoch):
     "Image numbers for one epoch, int64 [epoch_images or n]: as many fresh permutations as it takes."
     g, size = generator(config.seed, 'shuffle', epoch), config.epoch_images or n
     return torch.cat([torch.randperm(n, generator=g) for _ in range(math.ceil(size/n))])[:size]
 
-# %% ../nbs/04_training.ipynb #089e9c91
+# %% ../nbs/04_training.ipynb #85cf69f3
 def batch_loss(model, config, noisy, clean):
     "(loss to minimise, mean squared error, load-balance loss) of one batch: L = MSE + load_balance * sum over blocks (paper, 2.5)."
     if config.load_balance:
@@ -144,7 +144,7 @@ def batch_loss(model, config, noisy, clean):
     mse = F.mse_loss(out, clean)
     return mse + config.load_balance*balance, mse, balance
 
-# %% ../nbs/04_training.ipynb #e9761cd3
+# %% ../nbs/04_training.ipynb #6f666972
 def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     "Train for one epoch. Returns the mean (loss, mse, load balance). Raises `TrainingError`, naming the batch, when the loss is not finite."
     model.train()
@@ -165,7 +165,7 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
         bar.update(len(clean)); bar.set_postfix(loss=f'{losses[0].item():.4f}', refresh=False)
     return (accelerator.reduce(totals, 'mean')/len(order)).tolist()
 
-# %% ../nbs/04_training.ipynb #a5ed4119
+# %% ../nbs/04_training.ipynb #20655908
 def validation_pair(config, val, device):
     "(noisy, clean) validation images [n, 3, H, W] on `device`; the same on every call."
     if isinstance(config.sigma, (tuple, list)):
@@ -181,7 +181,7 @@ def validate(model, noisy, clean, batch=256):
     mse = torch.cat([(model(n) - c).square().mean((1, 2, 3)) for n, c in zip(noisy.split(batch), clean.split(batch))])
     return mse.mean().item(), (-10*mse.log10()).mean().item()
 
-# %% ../nbs/04_training.ipynb #a7223182
+# %% ../nbs/04_training.ipynb #ce24fb4b
 def start_accelerator(config):
     "A fresh `Accelerator`; under torchrun or `accelerate launch` it spans all processes."
     AcceleratorState._reset_state()                               # another run of this process may have had another precision
@@ -192,14 +192,14 @@ def learning_rate(config, epoch):
     "The learning rate of `epoch` (from 0): cosine from lr to 0 over all epochs, or constant."
     return config.lr*(1 + math.cos(math.pi*epoch/config.epochs))/2 if config.schedule == 'cosine' else config.lr
 
-# %% ../nbs/04_training.ipynb #9c4c873e
+# %% ../nbs/04_training.ipynb #1e0a651c
 def describe_machine(accelerator):
     "Versions and hardware, for the record."
     from importlib.metadata import version
     return dict(versions={p: version(p) for p in ('torch', 'numpy', 'accelerate', 'scikit-image')} | dict(python=platform.python_version()),
                 hardware=dict(device=str(accelerator.device), machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), processes=accelerator.num_processes))
 
-# %% ../nbs/04_training.ipynb #639ba140
+# %% ../nbs/04_training.ipynb #3c819d43
 def initial_state(config, resumed):
     "(model, optimizer, state): fresh, or as in the checkpoint `resumed`. `state` has history, best weights and seconds."
     with torch.random.fork_rng():
@@ -211,7 +211,7 @@ def initial_state(config, resumed):
         model.load_state_dict(resumed['model']); optimizer.load_state_dict(resumed['optimizer'])
     return model, optimizer, state
 
-# %% ../nbs/04_training.ipynb #cc0d5995
+# %% ../nbs/04_training.ipynb #c67e7056
 def train(run, accelerator, resumed, progress=True):
     "Train `run` to its last epoch from the checkpoint `resumed` (or None), writing a checkpoint after every epoch. Returns the final state."
     config, main = run.config, accelerator.is_main_process
@@ -236,7 +236,7 @@ def train(run, accelerator, resumed, progress=True):
     bar.close()
     return state
 
-# %% ../nbs/04_training.ipynb #e13f6fea
+# %% ../nbs/04_training.ipynb #bb5a694a
 def finish(run, accelerator, state):
     "Write weights, history and record of a training that has ended; the checkpoint is no longer needed."
     weights = save_tensors({k: v.contiguous() for k, v in state['best'].items()})
@@ -249,7 +249,7 @@ def finish(run, accelerator, state):
     run.save()                                                    # the record comes last: where it stands, all stands
     (run.folder/'checkpoint').unlink(missing_ok=True)
 
-# %% ../nbs/04_training.ipynb #5194e9ca
+# %% ../nbs/04_training.ipynb #22ebb6d6
 def take_stock(run):
     "What there is of `run`: ('finished', None) or ('train', checkpoint or None). A folder with damaged files is set aside."
     run.record = run.find_record()
@@ -265,7 +265,7 @@ def take_stock(run):
         resumed = None
     return 'train', resumed
 
-# %% ../nbs/04_training.ipynb #83b9ae06
+# %% ../nbs/04_training.ipynb #628ab8eb
 def fit(config, data, publish=False, retrain='', progress=True):
     "The finished `Run` of `config` on `data` (`Splits`): loaded, resumed or trained. `retrain` (an ISO time) ignores records and anything finished before it."
     run = Run(config, data, publish, retrain)
