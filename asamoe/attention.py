@@ -103,7 +103,7 @@ def naive_mixture(moe, x):
         total = total + routing[..., e:e+1]*expert.W_out(merge_heads(naive_topk_attention(q, k, v, expert.budget)))
     return moe.merge_proj(total), routing
 
-# %% ../nbs/02_attention.ipynb #cbf79b06
+# %% ../nbs/02_attention.ipynb #a3c0ec10
 ROUTERS = dict(learned=TokenRouter, constant=ConstantRouter, random=RandomRouter)
 
 class AdaptiveAttentionMoE(nn.Module):
@@ -128,7 +128,7 @@ class AdaptiveAttentionMoE(nn.Module):
         "What each expert's heads see, before its output projection: a list of [B, N, D]."
         projections = [W for expert in self.experts for W in (expert.W_q, expert.W_k, expert.W_v)]
         qkv = F.linear(x, torch.cat([W.weight for W in projections]), torch.cat([W.bias for W in projections]))
-        parts = qkv.unflatten(-1, (len(projections), self.num_heads, -1)).permute(2, 0, 3, 1, 4)   # (3E, B, h, N, d)
+        parts = qkv.unflatten(-1, (len(projections), self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()   # 3E of (B, h, N, d)
         return [merge_heads(topk_attention(*parts[3*e:3*e+3], expert.budget)) for e, expert in enumerate(self.experts)]
 
 # %% ../nbs/02_attention.ipynb #540c4585

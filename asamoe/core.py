@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'EXPERTS', 'EXPERT_COLORS', 'MODEL_COLORS', 'AsamoeError', 'DataError', 'WeightsError', 'TrainingError',
            'one_of', 'root', 'data_dir', 'runs_dir', 'records_dir', 'disk_errors', 'atomic_write', 'sha256',
            'derive_seed', 'generator', 'Preset', 'get_preset', 'use_theme', 'show_image', 'image_grid', 'Chapter',
-           'save_figure', 'save_table']
+           'save_figure', 'save_table', 'quantity', 'save_quantities']
 
 # %% ../nbs/00_core.ipynb #2372452f
 import errno, hashlib, io, json, os, tempfile
@@ -119,11 +119,11 @@ def get_preset(name):
     "The preset called `name`."
     return PRESETS[one_of(name, PRESETS, 'preset')]
 
-# %% ../nbs/00_core.ipynb #23a9b368
+# %% ../nbs/00_core.ipynb #3d04e3ab
 EXPERTS = ('cheap', 'medium', 'expensive')
 EXPERT_COLORS = dict(cheap='#56B4E9', medium='#009E73', expensive='#D55E00')
-MODEL_COLORS = {'noisy input': '#999999', 'standard': '#0072B2', 'non-adaptive': '#E69F00', 'adaptive': '#CC79A7',
-                'released weights': '#000000', 'paper': '#999999'}
+MODEL_COLORS = {'noisy input': '#999999', 'standard': '#0072B2', 'standard, matched': '#7FB9DD', 'non-adaptive': '#E69F00', 'adaptive': '#CC79A7',
+                'constant router': '#E7C3D5', 'random router': '#A5507F', 'no load balance': '#6E2F53', 'fixed noise': '#8C6D31', 'varied noise': '#4B3F9E', 'released weights': '#000000', 'paper': '#999999'}
 
 def use_theme():
     "Set the one plotting style of this book; call it once at the top of a chapter."
@@ -186,3 +186,15 @@ def save_table(chapter:Chapter, table, name, digits=6):
     "Save the data frame `table` as `name`.csv with a last column that names the data. Returns the path."
     table = table.assign(data=chapter.data_label).round(digits)
     return chapter.note(atomic_write(chapter.folder/f'{name}.csv', table.to_csv(index=False)))
+
+# %% ../nbs/00_core.ipynb #e661d903
+def quantity(name, value, low=None, high=None, seeds=1, note=''):
+    "One row for `save_quantities`: `value` with its 95 % interval over `seeds` trainings (1: over images or repetitions, as `note` says). Without interval it is exact, and `note` says why."
+    if low is None: low, high, seeds, note = value, value, 0, f"exact: {note or 'arithmetic'}"
+    return dict(quantity=name, value=float(value), ci_low=float(low), ci_high=float(high), n_seeds=seeds, note=note)
+
+def save_quantities(chapter:Chapter, rows):
+    "Save `rows` of `quantity` as `quantities_`*chapter*.csv. Returns the path."
+    table = pd.DataFrame(rows)
+    if table.quantity.duplicated().any(): raise AsamoeError(f"{chapter.name} gives {table.quantity[table.quantity.duplicated()].iloc[0]} twice: name each quantity once.")
+    return save_table(chapter, table, f'quantities_{chapter.name}', digits=9)

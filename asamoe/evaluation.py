@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['image_scores', 'denoise_all', 'evaluate', 'mean_ci', 'paired_difference', 'summarise', 'first_choice_share',
-           'expert_utilisation', 'Released', 'measurement_key', 'measured_scores']
+           'expert_utilisation', 'Released', 'measurement_key', 'measured_scores', 'output_peaks', 'measured_peaks',
+           'edge_strength', 'border_steps', 'picture_quality']
 
-# %% ../nbs/05_evaluation.ipynb #36347852
+# %% ../nbs/05_evaluation.ipynb #3efaf924
 import json
 from pathlib import Path
 
-import numpy as np, pandas as pd, scipy.stats, torch
+import numpy as np, pandas as pd, scipy.stats, torch, torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from .core import AsamoeError, EXPERTS, records_dir, sha256, atomic_write
@@ -62,10 +63,10 @@ def summarise(scores):
         row |= {f'{m}_{name}': np.percentile(scores[m], p) for name, p in [('min', 0), ('p10', 10), ('median', 50), ('p90', 90), ('max', 100)]}
     return row | dict(mse=scores.mse.mean())
 
-# %% ../nbs/05_evaluation.ipynb #e08504e6
+# %% ../nbs/05_evaluation.ipynb #ab262f09
 def first_choice_share(routing):
     "Share of tokens sent to each expert by its largest probability: [n, N, E] -> [E]."
-    return torch.nn.functional.one_hot(routing.argmax(-1), routing.shape[-1]).float().mean((0, 1))
+    return F.one_hot(routing.argmax(-1), routing.shape[-1]).float().mean((0, 1))
 
 # %% ../nbs/05_evaluation.ipynb #730f3f62
 @torch.no_grad()
@@ -113,3 +114,36 @@ def measured_scores(run, images, sigma, noise_seed=0):
     "`evaluate` of a `Run` or of `Released` weights, kept in its record (PSNR to 1e-4 dB, SSIM to 1e-5)."
     columns = run.measure(measurement_key('scores', images, sigma, noise_seed), lambda model: {k: v.round(dict(psnr=4, ssim=5, mse=7)[k]).tolist() if k != 'image' else v.tolist() for k, v in evaluate(model, images, sigma, noise_seed).items()})
     return pd.DataFrame(columns)
+
+# %% ../nbs/05_evaluation.ipynb #3df719b3
+@torch.no_grad()
+def output_peaks(model, images, sigma, noise_seed=0, batch=256):
+    "The largest value of each output channel over all patches of `images`, before the clamp: [3 * patch_size^2], ordered by colour, row, column. At or below 0 the channel is dead."
+    noisy, clamp, training = evaluation_noisy(images, sigma, noise_seed), model.clamp, model.training
+    model.clamp = 'eval'; model.train()                           # in train() such a model does not clamp, and it has no other behaviour of its own there
+    try: return torch.stack([F.pixel_unshuffle(model(part), model.patch_size).amax((0, 2, 3)) for part in noisy.split(batch)]).amax(0)
+    finally: model.clamp = clamp; model.train(training)
+
+def measured_peaks(run, images, sigma, noise_seed=0):
+    "`output_peaks` of a `Run` or of `Released` weights, kept in its record; a tensor."
+    return torch.tensor(run.measure(measurement_key('peaks', images, sigma, noise_seed), lambda model: [round(v, 5) for v in output_peaks(model, images, sigma, noise_seed).tolist()]))
+
+# %% ../nbs/05_evaluation.ipynb #7f94db6a
+def edge_strength(images):
+    "Sobel gradient magnitude of the grey values: [n, 3, H, W] in [0, 1] -> [n, H, W]."
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), 'replicate')
+    sobel = grey.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])/4
+    return F.conv2d(grey, torch.stack([sobel, sobel.T])[:, None]).square().sum(1).sqrt()
+
+def border_steps(images, patch):
+    "Mean step between neighbouring pixels across borders of `patch` x `patch` patches, over the mean step inside patches: [n, 3, H, W] -> [n]."
+    steps = lambda x: x.diff(dim=-1).abs().mean((1, 2))            # (n, W-1)
+    both = steps(images) + steps(images.mT)
+    border = torch.arange(1, images.shape[-1]) % patch == 0
+    return both[:, border].mean(1)/both[:, ~border].mean(1)
+
+def picture_quality(denoised, clean, patch=4):
+    "One row per image: sharpness ratio, correlation of edge maps, error of the mean colour (in [0, 1]), excess of border steps (ratio). `denoised`, `clean` [n, 3, H, W]."
+    e, c = edge_strength(denoised).flatten(1), edge_strength(clean).flatten(1)
+    return pd.DataFrame(dict(sharpness=e.mean(1)/c.mean(1), edges=[np.corrcoef(a, b)[0, 1] for a, b in zip(e.numpy(), c.numpy())],
+                             colour_error=(denoised.mean((2, 3)) - clean.mean((2, 3))).abs().mean(1), borders=border_steps(denoised, patch)/border_steps(clean, patch)))
