@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
-           'campaign', 'reproduce', 'compare_times', 'bench', 'main']
+           'campaign', 'reproduce', 'claims', 'compare_times', 'bench', 'main']
 
 # %% ../nbs/20_reproduce.ipynb #50c1f7fa
 import json, os, platform, re, runpy, subprocess, sys, time
@@ -46,7 +46,7 @@ def parse_settings(settings):
         except ValueError: parsed[name] = value
     return parsed
 
-# %% ../nbs/20_reproduce.ipynb #5de170b1
+# %% ../nbs/20_reproduce.ipynb #354fc16a
 @dataclass
 class Job:
     "One chapter being run: `process`, where its executed copy and log go, and how it ended."
@@ -67,7 +67,8 @@ class Job:
         "Start papermill on this chapter."
         self.copy.parent.mkdir(parents=True, exist_ok=True)
         self.copy.with_suffix('.files.json').unlink(missing_ok=True)
-        environment = os.environ | dict(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads), ASAMOE_ROOT=str(root()), PYDEVD_DISABLE_FILE_VALIDATION='1')
+        heap = dict(MALLOC_MMAP_THRESHOLD_='4000000000', MALLOC_TRIM_THRESHOLD_='8000000000')   # glibc keeps freed arrays: a training step else spends a tenth of its time on page faults
+        environment = heap | os.environ | dict(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads), ASAMOE_ROOT=str(root()), PYDEVD_DISABLE_FILE_VALIDATION='1')
         command = [sys.executable, '-m', 'papermill', str(self.path), str(self.copy), '-k', 'python3', '-l', 'python', '--cwd', str(self.path.parent), '--progress-bar', '-y', json.dumps(self.parameters)]
         self.began, self.state = time.time(), 'running'
         self.process = subprocess.Popen(command, stdout=self.log.open('wb'), stderr=subprocess.STDOUT, env=environment)
@@ -151,7 +152,7 @@ def campaign(retrain):
     if not marker.exists(): atomic_write(marker, time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
     return marker.read_text()
 
-# %% ../nbs/20_reproduce.ipynb #7fde2b82
+# %% ../nbs/20_reproduce.ipynb #c973baa8
 def reproduce(
     preset:Param('how much: smoke (seconds), quick (minutes), paper (as published)', str, choices=list(PRESETS))='quick',
     data:Param('photos, cifar10, stl10, FILE.npz or FOLDER', str)='photos',
@@ -172,18 +173,37 @@ def reproduce(
     folder = Path(out).expanduser().resolve() if out else root()/'figures'/('' if get.publishes else preset)
     settings = parse_settings(set or [])
     check_parameters([known[name] for name in names], settings)
-    given = dict(preset=preset, data=data, weights=weights, retrain=campaign(retrain), out=str(folder)) | settings
+    given = dict(preset=preset, data=data, weights=weights, retrain=campaign(retrain), out=str(folder), tables=str(folder)) | settings
     at_once = min(jobs or os.cpu_count() or 1, len(names))
     todo = []
     for name in names:
         parameters = {k: given[k] for k in known_parameters(known[name]) if k in given}
         todo.append(Job(name, known[name], folder, parameters, max(1, (os.cpu_count() or 1)//at_once)))
     print(f'{len(todo)} chapters, preset {preset}, into {folder}', flush=True)
-    failed = run_jobs(todo, at_once)
+    readers = [job for job in todo if 'tables' in job.parameters]  # they read what the others write
+    failed = run_jobs([job for job in todo if job not in readers], at_once)
+    if failed and readers: print(f'not run   {", ".join(job.name for job in readers)}, which would read the tables of the chapters that failed', flush=True)
+    else: failed += run_jobs(readers, at_once)
     write_manifest(folder, preset, label, todo)
     if failed: raise AsamoeError(f'{len(failed)} of {len(todo)} chapters failed: {", ".join(j.name for j in failed)}.')
     if retrain: (root()/'data'/'retraining').unlink(missing_ok=True)
     print(f'All {len(todo)} chapters done. Results: {folder}')
+
+# %% ../nbs/20_reproduce.ipynb #a5f4f2e0
+def claims(
+    search:Param('only statements with this word', str)='',
+    verdict:Param('only this verdict', str, choices=['', 'holds', 'does not hold', 'not testable here'])='',
+    table:Param('the table to read (default: figures/claims.csv)', str)='',
+):
+    "Show the paper's claims with our values and verdicts."
+    path = Path(table) if table else root()/'figures'/'claims.csv'
+    if not path.exists(): raise AsamoeError(f'There is no {path}: run asamoe reproduce --preset paper first.')
+    rows = pd.read_csv(path, keep_default_na=False, dtype=str)
+    rows = rows[rows.statement.str.contains(search, case=False, regex=False) & (rows.verdict == verdict if verdict else True)]
+    for r in rows.itertuples():
+        interval = f' [{r.ci_low}, {r.ci_high}]' if r.ci_low else ''
+        print(f"{r.verdict or 'no verdict':18} {r.statement}\n{'':18} paper: {r.paper or '-'} {r.unit}; here: {r.reproduced or '-'}{interval}; {r.source} {r.section}; {r.notebook}")
+    print(f'{len(rows)} statements: ' + ', '.join(f'{n} {v or "without verdict"}' for v, n in rows.verdict.value_counts().items()))
 
 # %% ../nbs/20_reproduce.ipynb #d28d3c13
 def compare_times(candidates, rounds=7, warm_up=1):
@@ -218,8 +238,8 @@ def bench(
     model.eval()
     with torch.no_grad(): print('inference\n' + compare_times(forwards, rounds).round(3).to_string(index=False))
 
-# %% ../nbs/20_reproduce.ipynb #6e00b6d4
-COMMANDS = dict(reproduce=reproduce, bench=bench)
+# %% ../nbs/20_reproduce.ipynb #186e4895
+COMMANDS = dict(reproduce=reproduce, claims=claims, bench=bench)
 
 def main(arguments=None):
     "The command line `asamoe`."

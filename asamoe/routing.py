@@ -56,9 +56,9 @@ def variance_shares(maps):
     pattern, level = maps.mean(0).var(correction=0)/total, maps.mean(1).var(correction=0)/total
     return dict(pattern=pattern.item(), image=level.item(), within=(1 - pattern - level).item())
 
-# %% ../nbs/07_routing.ipynb #2998042c
+# %% ../nbs/07_routing.ipynb #4371d867
 def routing_measures(model, images, sigma, noise_seed=0):
-    "For each image, block and expert: mean probability, share of first choices, correlation with edges, Moran's I with its p-value among shuffled maps, and the content correlations. A data frame."
+    "For each image, block and expert: mean probability and its standard deviation over tokens, share of first choices, correlation with edges, Moran's I with its p-value among shuffled maps, and the content correlations. A data frame."
     maps, again, edges = routing_maps(model, images, sigma, noise_seed), routing_maps(model, images, sigma, noise_seed + 1), edge_map(images, model.patch_size)
     side, rows = model.image_size//model.patch_size, []
     for b, (block, other_draw) in enumerate(zip(maps, again)):
@@ -66,7 +66,7 @@ def routing_measures(model, images, sigma, noise_seed=0):
         for e in range(block.shape[-1]):
             m = block[..., e]; grid = m.unflatten(-1, (side, side))
             i, null, (same, other) = morans_i(grid), shuffled_i(grid), content(m, other_draw[..., e])
-            rows.append(pd.DataFrame(dict(image=images.index.numpy(), block=b, expert=EXPERTS[e] if block.shape[-1] == 3 else f'expert {e}', probability=m.mean(1), share=choice[:, e],
+            rows.append(pd.DataFrame(dict(image=images.index.numpy(), block=b, expert=EXPERTS[e] if block.shape[-1] == 3 else f'expert {e}', probability=m.mean(1), spread=m.std(1), share=choice[:, e],
                 edge_correlation=correlation(m, edges), morans_i=i, morans_shuffled=null.mean(0), p=(1 + (null >= i).sum(0))/(1 + len(null)), same_image=same, other_image=other)))
     return pd.concat(rows, ignore_index=True)
 
