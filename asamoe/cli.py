@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
            'campaign', 'reproduce', 'claims', 'compare_times', 'bench', 'main']
 
-# %% ../nbs/20_reproduce.ipynb #50c1f7fa
+# %% ../nbs/20_reproduce.ipynb #e99bee2a
 import json, os, platform, re, runpy, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, papermill, torch
 from fastcore.script import Param, anno_parser, store_true
 
-from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, root, sha256
+from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, records_dir, root, sha256
 from .data import load_source
 from .model import SmallViT, naive_forward, read_state
 
@@ -132,7 +132,7 @@ def run_jobs(jobs, at_once):
         raise AsamoeError('Interrupted: what was computed is kept, and the same command goes on from there.') from None
     return [job for job in jobs if job.state == 'failed']
 
-# %% ../nbs/20_reproduce.ipynb #b0ac39dc
+# %% ../nbs/20_reproduce.ipynb #91b817cb
 def write_manifest(folder, preset, data, jobs):
     "Write or update `manifest.json` in `folder` from finished `jobs`."
     from importlib.metadata import version
@@ -140,9 +140,11 @@ def write_manifest(folder, preset, data, jobs):
     try: old = json.loads(path.read_text())['chapters']
     except (OSError, ValueError, KeyError): old = {}
     entries = old | {job.name: job.record for job in jobs if job.record}
+    records = [json.loads(p.read_text()) for p in records_dir().glob('*.json')] if get_preset(preset).publishes else []
+    trained = [r['seconds'] for r in records if 'seconds' in r]    # what training really took, whenever it was
     packages = ('asamoe', 'torch', 'torchvision', 'numpy', 'pandas', 'scikit-image', 'matplotlib', 'papermill', 'accelerate')
     return atomic_write(path, json.dumps(dict(preset=preset, data=data, versions=dict(python=platform.python_version()) | {p: version(p) for p in packages},
-        hardware=dict(machine=platform.machine(), cores=os.cpu_count()), seconds=round(sum(e['seconds'] for e in entries.values()), 1), chapters=dict(sorted(entries.items()))), indent=1) + '\n')
+        hardware=dict(machine=platform.machine(), cores=os.cpu_count()), seconds=round(sum(e['seconds'] for e in entries.values()), 1), **(dict(trainings=dict(count=len(trained), core_hours=round(sum(trained)/3600, 2))) if trained else {}), chapters=dict(sorted(entries.items()))), indent=1) + '\n')
 
 # %% ../nbs/20_reproduce.ipynb #14f96113
 def campaign(retrain):

@@ -31,8 +31,8 @@ def watch(config, splits, probe, steps=160, every=8, prepare=None):
         if step % every == 0: rows.append(dict(step=step, dead_outputs=dead()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_diagnosis.ipynb #3bcd8228
-def blackout(model, images, sigma, counts=range(9), draws=20, noise_seed=0):
+# %% ../nbs/10_diagnosis.ipynb #4e578d74
+def blackout(model, images, sigma, counts=range(13), draws=20, noise_seed=0):
     "Mean PSNR (dB) on `images` when `counts` output channels, drawn at random, are set to 0: a data frame with columns dead_outputs, draw, psnr."
     p, clean = model.patch_size, to_float(images.images)
     error = torch.nn.functional.pixel_unshuffle((denoise_all(model, evaluation_noisy(images, sigma, noise_seed)) - clean).square(), p).sum((2, 3))
