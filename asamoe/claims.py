@@ -65,7 +65,7 @@ def settings():
     found |= {f'params.{a}': sum(p.numel() for p in SmallViT(attention=a).parameters()) for a in ('standard', 'nonadaptive', 'adaptive')}
     return found
 
-# %% ../nbs/11_claims.ipynb #fb12334f
+# %% ../nbs/11_claims.ipynb #292d3985
 TEXT = {'definition': 'a setting of the original that nothing here depends on', 'text': 'a statement about the documents themselves', 'time': 'needs the hardware of the original (RTX 4090)',
         'file': 'the file is not part of this package', 'router': 'needs outputs of the original code to compare with', 'attention': 'needs outputs of the original code to compare with', 'picture': 'a statement about the documents themselves',
         'env': 'a setting of the original that nothing here depends on', 'saaae': 'SAAAE and its data are not part of this reproduction yet', 'camo': "needs CamoXpert's code and data", 'config': 'a setting without a number'}
@@ -93,8 +93,8 @@ def judge(row, quantities, known):
         return dict(reproduced=exact, n_seeds=0, verdict=HOLDS if good else FAILS, notebook=origin, data='no images', note=f"exact: {why}{f'; test {row.test}' if row.test else ''}")
     if row.kind != 'measured' or q is None: return dict(verdict=UNTESTABLE, note=why_not(row), n_seeds=0)
     low, high = q['ci_low'], q['ci_high']
-    found = dict(reproduced=q['value'], ci_low=low, ci_high=high, n_seeds=int(q['n_seeds']), notebook=q['notebook'], data=q['data'], note=q['note'])
-    note = lambda text: f"{q['note']}; {text}"
+    found = dict(reproduced=q['value'], ci_low=low, ci_high=high, n_seeds=int(q['n_seeds']), notebook=q['notebook'], data=q['data'], note=f"{row.quantity}: {q['note']}")
+    note = lambda text: f"{found['note']}; {text}"
     if 'demonstration' in q['data']: return found | dict(verdict='', note=note('a demonstration, no verdict'))
     if row.quantity.startswith('headline'): return found | dict(verdict=UNTESTABLE, note=note('needs 40,000 training images and five seeds'))
     if row.subject == 'retraining' and q['n_seeds'] < 5: return found | dict(verdict=UNTESTABLE, note=note('needs five seeds'))
@@ -137,18 +137,19 @@ def claims_table(claims, quantities, known):
     table.loc[(table.consistent == 'no') & (table.conflicts_with == ''), 'note'] += '; does not follow from its own arithmetic'
     return table.assign(n_seeds=table.n_seeds.fillna(0).astype(int))[COLUMNS]
 
-# %% ../nbs/11_claims.ipynb #d2ee95b6
+# %% ../nbs/11_claims.ipynb #a4242160
 README_ROWS = ['tp-abs-psnr-mean', 'tp-4-ssim-mean', 'tp-4-params', 'tp-3.1-standard-psnr', 'tp-3.1-nonadaptive-psnr', 'tp-3.1-adaptive-psnr', 'tp-3.1-gain-adaptive-nonadaptive', 'tp-3.2-claim2', 'tp-3.1-claim1', 'fr-concl-routing',
                'tp-3.3-edge-corr-mean', 'tp-abs-ratio-64', 'tp-3.5-claim5', 'tp-3.5-beyond']
 
-def results_block(table):
-    "The README's results: counts of verdicts and the rows `README_ROWS` of `table`, as Markdown."
+def results_block(table, claims):
+    "The README's results: counts of verdicts and the rows `README_ROWS` of `table`, made from `claims`, as Markdown."
     count = table.verdict.value_counts()
     lines = [f"Of {len(table)} statements of the paper and its companions, {count.get(HOLDS, 0)} hold, {count.get(FAILS, 0)} do not, {count.get(UNTESTABLE, 0)} are not testable here; {(table.consistent == 'no').sum()} contradict another or their own arithmetic. All of them: [figures/claims.csv](figures/claims.csv).", '',
              '| statement | paper | here (95 % interval) | verdict |', '|---|---|---|---|']
-    for r in table.set_index('id').loc[README_ROWS].itertuples():
+    for r in table.join(claims[['quantity', 'test']]).set_index('id').loc[README_ROWS].itertuples():
         here = '' if np.isnan(r.reproduced) else f'{r.reproduced:,.0f}' if r.reproduced > 1000 else f'{r.reproduced:.4g}' if np.isnan(r.ci_low) else f'{r.reproduced:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]' if abs(r.reproduced) < 1 else f'{r.reproduced:.2f} [{r.ci_low:.2f}, {r.ci_high:.2f}]'
-        lines.append(f"| {r.statement} | {r.paper} {r.unit if r.paper else ''} | {here} | {r.verdict} |")
+        printed = r.paper if r.paper.endswith(r.unit) and r.paper else f'{r.paper} {r.unit}' if r.paper else f'no number; test: `{r.quantity} {r.test}`'
+        lines.append(f'| {r.statement} | {printed} | {here} | {r.verdict} |')
     return '\n'.join(lines)
 
 def write_between(path, text, name='results'):
