@@ -137,8 +137,8 @@ def claims_table(claims, quantities, known):
     table.loc[(table.consistent == 'no') & (table.conflicts_with == ''), 'note'] += '; does not follow from its own arithmetic'
     return table.assign(n_seeds=table.n_seeds.fillna(0).astype(int))[COLUMNS]
 
-# %% ../nbs/11_claims.ipynb #a4242160
-README_ROWS = ['tp-abs-psnr-mean', 'tp-4-ssim-mean', 'tp-4-params', 'tp-3.1-standard-psnr', 'tp-3.1-nonadaptive-psnr', 'tp-3.1-adaptive-psnr', 'tp-3.1-gain-adaptive-nonadaptive', 'tp-3.2-claim2', 'tp-3.1-claim1', 'fr-concl-routing',
+# %% ../nbs/11_claims.ipynb #989007a3
+README_ROWS = ['tp-abs-psnr-mean', 'tp-4-ssim-mean', 'tp-4-params', 'tp-3.1-standard-psnr', 'tp-3.1-nonadaptive-psnr', 'tp-3.1-adaptive-psnr', 'tp-3.1-gain-adaptive-nonadaptive', 'tp-3.2-claim2', 'tp-1-better-quality', 'tp-3.1-claim1', 'fr-concl-routing',
                'tp-3.3-edge-corr-mean', 'tp-abs-ratio-64', 'tp-3.5-claim5', 'tp-3.5-beyond']
 
 def results_block(table, claims):
