@@ -77,7 +77,8 @@ def load_checked(path):
 class Run:
     "One training of `config` on `data`, finished or not. `record` is None until it is finished."
     def __init__(self, config, data, publish=False, retrain=''):
-        self.config, self.data, self.publish, self.retrain = config, data, publish, retrain
+        self.config, self.data, self.publish = config, data, publish
+        self.retrain = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()) if retrain is True else retrain or ''
         self.id = run_id(config, data)
         self.folder = runs_dir()/self.id
         self.record = self.find_record()
@@ -267,7 +268,7 @@ def take_stock(run):
 
 # %% ../nbs/04_training.ipynb #628ab8eb
 def fit(config, data, publish=False, retrain='', progress=True):
-    "The finished `Run` of `config` on `data` (`Splits`): loaded, resumed or trained. `retrain` (an ISO time) ignores records and anything finished before it."
+    "The finished `Run` of `config` on `data` (`Splits`): loaded, resumed or trained. `retrain` ignores records and anything finished before it: an ISO time such as '2026-01-31T12:00:00Z', or True for now."
     run = Run(config, data, publish, retrain)
     if run.record:
         if publish and not (records_dir()/f'{run.id}.json').exists(): run.save()
