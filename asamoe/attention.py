@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PIECE', 'KEY_BLOCK', 'QUERY_BLOCK', 'ROUTERS', 'SELECTIONS', 'ROUTINGS', 'naive_topk_attention',
            'masked_topk_attention', 'kth_largest', 'topk_weights', 'pieces', 'workers', 'over_cores', 'TopKAttention',
-           'fast_here', 'topk_attention', 'pad_to', 'choose_blocks', 'block_attention', 'real_keys', 'z_order',
+           'wide', 'fast_here', 'topk_attention', 'pad_to', 'choose_blocks', 'block_attention', 'real_keys', 'z_order',
            'split_heads', 'merge_heads', 'SparseAttentionExpert', 'TokenRouter', 'ConstantRouter', 'RandomRouter',
            'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'pack', 'StandardAttention',
            'NonAdaptiveSparseAttention']
 
-# %% ../nbs/02_attention.ipynb #3e53c2df
+# %% ../nbs/02_attention.ipynb #e0d580d0
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import torch, torch.nn as nn, torch.nn.functional as F
 
@@ -99,20 +99,29 @@ class TopKAttention(torch.autograd.Function):
         over_cores(work, pieces(*q.shape[:2], k.shape[1]))
         return dq, dk, dv, None
 
-# %% ../nbs/02_attention.ipynb #7ee63f2b
+# %% ../nbs/02_attention.ipynb #4e030ab8
+def wide(attention):
+    "`attention(q, k, v, ...)` computed in float32 at least where the tensors are on a CPU; the result has the type of `q`."
+    @wraps(attention)
+    def wide_attention(q, k, v, *args):
+        if q.device.type != 'cpu': return attention(q, k, v, *args)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast('cpu', enabled=False): return attention(q.to(dtype), k.to(dtype), v.to(dtype), *args).to(q.dtype)
+    return wide_attention
+
+# %% ../nbs/02_attention.ipynb #8b3172fc
 def fast_here(x):
     "Whether the CPU path can take `x`: a plain tensor on the CPU, and no compiler, exporter or tracer looking on."
     return x.device.type == 'cpu' and type(x) in (torch.Tensor, nn.Parameter) and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
 
+@wide
 def topk_attention(q, k, v, budget):
-    "Softmax attention over each query's `budget` largest scores (paper, 2.3). `q` [B, h, M, d], `k, v` [B, h, N, d] -> [B, h, M, d]. `budget >= N` is dense attention. Scores are float32 at least."
+    "Softmax attention over each query's `budget` largest scores (paper, 2.3). `q` [B, h, M, d], `k, v` [B, h, N, d] -> [B, h, M, d]. `budget >= N` is dense attention."
     if budget >= k.shape[-2] or not fast_here(q): return masked_topk_attention(q, k, v, budget)
-    wide = torch.promote_types(q.dtype, torch.float32)            # bf16 scores would tie at the threshold
-    with torch.autocast('cpu', enabled=False):
-        flat = (x.to(wide).flatten(0, -3).contiguous() for x in (q/math.sqrt(q.shape[-1]), k, v))
-        return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2]).to(q.dtype)
+    flat = (x.flatten(0, -3).contiguous() for x in (q/math.sqrt(q.shape[-1]), k, v))
+    return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2])
 
-# %% ../nbs/02_attention.ipynb #cb14d532
+# %% ../nbs/02_attention.ipynb #b190c71a
 KEY_BLOCK, QUERY_BLOCK = 16, 64
 
 def pad_to(x, size):
@@ -127,6 +136,7 @@ def choose_blocks(q, k, N, n, owner):
     pooled_k[:, :, -1] *= KEY_BLOCK/((N - 1) % KEY_BLOCK + 1)     # the last block may be padded
     return (pooled_q @ pooled_k[owner].mT).topk(n, sorted=False).indices
 
+@wide
 def block_attention(q, k, v, budget, owner=None):
     "Softmax attention of each block of 64 queries over its best blocks of 16 keys, `budget` keys or a little more. `q` [P, h, M, d], `k, v` [B, h, N, d] -> [P, h, M, d]; queries p look at image `owner[p]` (default: p = image). Few enough keys are all kept: dense attention."
     P, h, M, d = q.shape
@@ -224,7 +234,7 @@ def naive_mixture(moe, x):
         total = total + routing[..., e:e+1]*expert.W_out(merge_heads(naive_topk_attention(q, k, v, expert.budget)))
     return moe.merge_proj(total), routing
 
-# %% ../nbs/02_attention.ipynb #3b02dd91
+# %% ../nbs/02_attention.ipynb #b0186c7f
 ROUTERS = dict(learned=TokenRouter, constant=ConstantRouter, random=RandomRouter)
 SELECTIONS, ROUTINGS = ('exact', 'blocks'), ('soft', 'top1')
 
@@ -259,8 +269,9 @@ class AdaptiveAttentionMoE(nn.Module):
     def project(self, x, name):
         "The projections `name` of all experts that have one, as one product: a list of [B, h, N, d]."
         W = [getattr(expert, name) for expert in self.experts if hasattr(expert, name)]
-        parts = F.linear(x, torch.cat([w.weight for w in W]), torch.cat([w.bias for w in W])).unflatten(-1, (len(W), self.num_heads, -1))
-        return parts.permute(2, 0, 3, 1, 4).unbind()
+        parts = F.linear(x, torch.cat([w.weight for w in W]), torch.cat([w.bias for w in W]))
+        if parts.device.type == 'cpu': parts = parts.to(torch.promote_types(parts.dtype, torch.float32))     # all at once: see `wide`
+        return parts.unflatten(-1, (len(W), self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 # %% ../nbs/02_attention.ipynb #c6d148b4
 def pack(sent, size=QUERY_BLOCK):
