@@ -7,7 +7,7 @@ __all__ = ['PIECE', 'KEY_BLOCK', 'QUERY_BLOCK', 'ROUTERS', 'SELECTIONS', 'ROUTIN
            'masked_topk_attention', 'kth_largest', 'topk_weights', 'pieces', 'workers', 'over_cores', 'TopKAttention',
            'wide', 'fast_here', 'topk_attention', 'pad_to', 'choose_blocks', 'block_attention', 'real_keys', 'z_order',
            'split_heads', 'merge_heads', 'SparseAttentionExpert', 'TokenRouter', 'ConstantRouter', 'RandomRouter',
-           'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'pack', 'StandardAttention',
+           'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'pack', 'dispatch', 'StandardAttention',
            'NonAdaptiveSparseAttention']
 
 # %% ../nbs/02_attention.ipynb #e0d580d0
@@ -283,7 +283,19 @@ def pack(sent, size=QUERY_BLOCK):
     token[(first[:, None] + sent.cumsum(1) - 1)[sent]] = sent.flatten().nonzero().squeeze(1)
     return token.view(-1, size), token.view(-1, size) >= 0, torch.arange(B, device=sent.device).repeat_interleave(groups)
 
-# %% ../nbs/02_attention.ipynb #07e7495d
+# %% ../nbs/02_attention.ipynb #0b1a7fbd
+def dispatch(expert, answer):
+    "Each token's answer from its own expert: `expert` [B, N] numbers them from 0; `answer(e, token, filled, image)` -> [P, 64, ..] for what `pack` gives. -> [B, N, ..]"
+    outs, place, begin = [], torch.empty(expert.numel(), dtype=torch.long, device=expert.device), 0
+    for e in range(int(expert.max()) + 1):
+        token, filled, image = pack(expert == e)
+        if not len(token): continue
+        outs.append(answer(e, token.clamp(min=0), filled, image).flatten(0, 1))
+        place[token[filled]] = begin + filled.flatten().nonzero().squeeze(1)
+        begin += filled.numel()
+    return torch.cat(outs).index_select(0, place).unflatten(0, expert.shape)
+
+# %% ../nbs/02_attention.ipynb #f80126a0
 from fastcore.basics import patch
 
 @patch
@@ -295,17 +307,10 @@ def assign(self:AdaptiveAttentionMoE, routing):
 @patch
 def mix_top1(self:AdaptiveAttentionMoE, x, routing):
     "What each token's own expert says: [B, N, D]."
-    B, N, D = x.shape
-    expert, k, v = self.assign(routing), self.project(x, 'W_k'), self.project(x, 'W_v')
-    outs, place, begin = [], torch.empty(B*N, dtype=torch.long, device=x.device), 0
-    for e in range(len(self.experts)):
-        token, filled, image = pack(expert == e)
-        if not len(image): continue
-        outs.append(self.answer(e, x.flatten(0, 1)[token.clamp(min=0)], k[e % len(k)], v[e % len(v)], filled, image).flatten(0, 1))
-        place[token[filled]] = begin + filled.flatten().nonzero().squeeze(1)
-        begin += filled.numel()
+    expert, k, v, tokens = self.assign(routing), self.project(x, 'W_k'), self.project(x, 'W_v'), x.flatten(0, 1)
+    out = dispatch(expert, lambda e, token, filled, image: self.answer(e, tokens[token], k[e % len(k)], v[e % len(v)], filled, image))
     p = routing.gather(-1, expert[..., None])                     # (B, N, 1)
-    return (1 + p - p.detach())*torch.cat(outs).index_select(0, place).view(B, N, D)
+    return (1 + p - p.detach())*out
 
 @patch
 def answer(self:AdaptiveAttentionMoE, e, x, k, v, filled, image):
