@@ -7,8 +7,8 @@ __all__ = ['PIECE', 'KEY_BLOCK', 'QUERY_BLOCK', 'ROUTERS', 'SELECTIONS', 'ROUTIN
            'masked_topk_attention', 'kth_largest', 'topk_weights', 'pieces', 'workers', 'over_cores', 'TopKAttention',
            'wide', 'fast_here', 'topk_attention', 'pad_to', 'choose_blocks', 'block_attention', 'real_keys', 'z_order',
            'split_heads', 'merge_heads', 'SparseAttentionExpert', 'TokenRouter', 'ConstantRouter', 'RandomRouter',
-           'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'pack', 'dispatch', 'StandardAttention',
-           'NonAdaptiveSparseAttention']
+           'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'group_size', 'pack', 'dispatch',
+           'StandardAttention', 'NonAdaptiveSparseAttention']
 
 # %% ../nbs/02_attention.ipynb #e0d580d0
 import math
@@ -121,7 +121,7 @@ def topk_attention(q, k, v, budget):
     flat = (x.flatten(0, -3).contiguous() for x in (q/math.sqrt(q.shape[-1]), k, v))
     return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2])
 
-# %% ../nbs/02_attention.ipynb #b190c71a
+# %% ../nbs/02_attention.ipynb #0b0358cd
 KEY_BLOCK, QUERY_BLOCK = 16, 64
 
 def pad_to(x, size):
@@ -131,7 +131,7 @@ def pad_to(x, size):
 @torch.no_grad()
 def choose_blocks(q, k, N, n, owner):
     "The `n` best blocks of keys for each block of queries: `q` [P, h, M, d] against `k` [B, h, N, d], both padded; `N` keys are real. -> [P, h, M/64, n]"
-    pooled_q = q.unflatten(2, (-1, QUERY_BLOCK)).mean(3)          # the scale does not matter, nor do padded zeros
+    pooled_q = q.unflatten(2, (-1, min(QUERY_BLOCK, q.shape[2]))).mean(3)     # the scale does not matter, nor do padded zeros
     pooled_k = k.unflatten(2, (-1, KEY_BLOCK)).sum(3)             # (B, h, blocks, d)
     pooled_k[:, :, -1] *= KEY_BLOCK/((N - 1) % KEY_BLOCK + 1)     # the last block may be padded
     return (pooled_q @ pooled_k[owner].mT).topk(n, sorted=False).indices
@@ -144,11 +144,12 @@ def block_attention(q, k, v, budget, owner=None):
     n, blocks = -(-budget//KEY_BLOCK), -(-N//KEY_BLOCK)
     if n >= blocks: return F.scaled_dot_product_attention(q, *((k, v) if owner is None else (k[owner], v[owner])))
     if owner is None: owner = torch.arange(B, device=q.device)
-    q, k, v = pad_to(q, QUERY_BLOCK), pad_to(k, KEY_BLOCK), pad_to(v, KEY_BLOCK)
+    block = min(QUERY_BLOCK, M)
+    q, k, v = pad_to(q, block), pad_to(k, KEY_BLOCK), pad_to(v, KEY_BLOCK)
     chosen = choose_blocks(q, k, N, n, owner)                     # (P, h, M/64, n)
     row = ((owner[:, None]*h + torch.arange(h, device=q.device))*blocks)[..., None, None] + chosen
     gather = lambda x: x.reshape(-1, KEY_BLOCK*x.shape[-1]).index_select(0, row.flatten()).view(P*h, -1, n*KEY_BLOCK, x.shape[-1])
-    out = F.scaled_dot_product_attention(q.reshape(P*h, -1, QUERY_BLOCK, d), gather(k), gather(v), attn_mask=real_keys(chosen, N) if N % KEY_BLOCK else None)
+    out = F.scaled_dot_product_attention(q.reshape(P*h, -1, block, d), gather(k), gather(v), attn_mask=real_keys(chosen, N) if N % KEY_BLOCK else None)
     return out.view(P, h, -1, v.shape[-1])[:, :, :M]
 
 def real_keys(chosen, N):
@@ -234,7 +235,7 @@ def naive_mixture(moe, x):
         total = total + routing[..., e:e+1]*expert.W_out(merge_heads(naive_topk_attention(q, k, v, expert.budget)))
     return moe.merge_proj(total), routing
 
-# %% ../nbs/02_attention.ipynb #b0186c7f
+# %% ../nbs/02_attention.ipynb #9cec9b48
 ROUTERS = dict(learned=TokenRouter, constant=ConstantRouter, random=RandomRouter)
 SELECTIONS, ROUTINGS = ('exact', 'blocks'), ('soft', 'top1')
 
@@ -246,6 +247,7 @@ class AdaptiveAttentionMoE(nn.Module):
         self.router = ROUTERS[one_of(router, ROUTERS, 'router')](embed_dim, len(budgets))
         self.experts = nn.ModuleList(SparseAttentionExpert(embed_dim, num_heads, budget, own_keys=not (shared_keys and e)) for e, budget in enumerate(budgets))
         self.merge_proj = nn.Linear(embed_dim, embed_dim)
+        for expert in self.experts[1:] if routing == 'top1' else []: expert.load_state_dict(self.experts[0].state_dict(), strict=False)
 
     def forward(self, x, return_routing=False):
         "[B, N, D] -> [B, N, D], and with `return_routing` also the probabilities [B, N, E]."
@@ -273,7 +275,11 @@ class AdaptiveAttentionMoE(nn.Module):
         if parts.device.type == 'cpu': parts = parts.to(torch.promote_types(parts.dtype, torch.float32))     # all at once: see `wide`
         return parts.unflatten(-1, (len(W), self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
-# %% ../nbs/02_attention.ipynb #c6d148b4
+# %% ../nbs/02_attention.ipynb #9781498c
+def group_size(N, E):
+    "How many tokens of `N`, sent to `E` experts, make a group: 16, 32 or 64, so that an image's last group for an expert wastes little."
+    return next(size for size in (16, 32, QUERY_BLOCK) if size >= min(N/E/4, QUERY_BLOCK))
+
 def pack(sent, size=QUERY_BLOCK):
     "Tokens `sent` [B, N] (bool) in groups of `size` from one image each: (token [P, size], numbered through the batch; filled [P, size], bool; image [P])."
     B, N = sent.shape
@@ -283,19 +289,20 @@ def pack(sent, size=QUERY_BLOCK):
     token[(first[:, None] + sent.cumsum(1) - 1)[sent]] = sent.flatten().nonzero().squeeze(1)
     return token.view(-1, size), token.view(-1, size) >= 0, torch.arange(B, device=sent.device).repeat_interleave(groups)
 
-# %% ../nbs/02_attention.ipynb #0b1a7fbd
+# %% ../nbs/02_attention.ipynb #cde6a536
 def dispatch(expert, answer):
-    "Each token's answer from its own expert: `expert` [B, N] numbers them from 0; `answer(e, token, filled, image)` -> [P, 64, ..] for what `pack` gives. -> [B, N, ..]"
-    outs, place, begin = [], torch.empty(expert.numel(), dtype=torch.long, device=expert.device), 0
-    for e in range(int(expert.max()) + 1):
-        token, filled, image = pack(expert == e)
+    "Each token's answer from its own expert: `expert` [B, N] numbers them from 0; `answer(e, token, filled, image)` -> [P, size, ..] for what `pack` gives. -> [B, N, ..]"
+    E = int(expert.max()) + 1
+    size, outs, place, begin = group_size(expert.shape[1], E), [], torch.empty(expert.numel(), dtype=torch.long, device=expert.device), 0
+    for e in range(E):
+        token, filled, image = pack(expert == e, size)
         if not len(token): continue
         outs.append(answer(e, token.clamp(min=0), filled, image).flatten(0, 1))
         place[token[filled]] = begin + filled.flatten().nonzero().squeeze(1)
         begin += filled.numel()
     return torch.cat(outs).index_select(0, place).unflatten(0, expert.shape)
 
-# %% ../nbs/02_attention.ipynb #f80126a0
+# %% ../nbs/02_attention.ipynb #73ba572e
 from fastcore.basics import patch
 
 @patch
@@ -314,7 +321,7 @@ def mix_top1(self:AdaptiveAttentionMoE, x, routing):
 
 @patch
 def answer(self:AdaptiveAttentionMoE, e, x, k, v, filled, image):
-    "Expert `e` on groups of tokens `x` [P, 64, D] from the images `image` [P]: [P, 64, D]."
+    "Expert `e` on groups of tokens `x` [P, size, D] from the images `image` [P]: [P, size, D]."
     expert = self.experts[e]
     q = split_heads(expert.W_q(x)*filled[..., None], self.num_heads)
     attended = block_attention(q, k, v, expert.budget, image) if self.selection == 'blocks' else topk_attention(q, k[image], v[image], expert.budget)
