@@ -37,7 +37,7 @@ def masked_topk_attention(q, k, v, budget):
     with torch.no_grad(): threshold = scores.topk(budget, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return scores.masked_fill(scores < threshold, -math.inf).softmax(-1) @ v
 
-# %% ../nbs/02_attention.ipynb #4e0ea543
+# %% ../nbs/02_attention.ipynb #13cc2cd3
 def kth_largest(scores, k):
     "The `k`-th largest score of each row: float32 or float64 on the CPU, [.., N] -> [.., 1]."
     rows = scores.detach().numpy().copy()
@@ -45,10 +45,10 @@ def kth_largest(scores, k):
     return torch.from_numpy(rows[..., -k, None])
 
 def topk_weights(q, k, budget):
-    "Attention weights over each query's `budget` largest scores; `q` is scaled already. [H, M, d], [H, N, d] -> [H, M, N]"
-    scores = q @ k.mT
+    "Attention weights over each query's `budget` largest scores. [H, M, d], [H, N, d] -> [H, M, N]"
+    scores = q @ k.mT                                             # scaled only after the selection, which rounding must not touch
     below = torch.nextafter(kth_largest(scores, budget), scores.new_tensor(-math.inf))
-    return F.threshold_(scores.sub_(below), 0, -math.inf).softmax(-1)
+    return F.threshold_(scores.sub_(below), 0, -math.inf).div_(math.sqrt(q.shape[-1])).softmax(-1)
 
 # %% ../nbs/02_attention.ipynb #03f2b18e
 PIECE = 2**18                                                     # scores held at once by a core: 1 MiB, about the size of its cache
@@ -70,9 +70,9 @@ def over_cores(f, items):
     try: return list(workers(n).map(lambda item: f(*item), items))
     finally: torch.set_num_threads(n)                             # a new worker's setting is also the default of the process
 
-# %% ../nbs/02_attention.ipynb #9de7db7a
+# %% ../nbs/02_attention.ipynb #d870e06e
 class TopKAttention(torch.autograd.Function):
-    "Exact top-k attention on the CPU, piece by piece: `q` (scaled) [H, M, d], `k, v` [H, N, d] -> [H, M, d]."
+    "Exact top-k attention on the CPU, piece by piece: `q` [H, M, d], `k, v` [H, N, d] -> [H, M, d]."
     @staticmethod
     def forward(ctx, q, k, v, budget):
         out, ctx.weights, keep = q.new_empty(*q.shape[:2], v.shape[-1]), {}, any(ctx.needs_input_grad)
@@ -97,7 +97,8 @@ class TopKAttention(torch.autograd.Function):
                 torch.bmm(ds, k[heads], out=dq[heads, rows])
                 dk[heads].baddbmm_(ds.mT, q[heads, rows]); dv[heads].baddbmm_(p.mT, g)
         over_cores(work, pieces(*q.shape[:2], k.shape[1]))
-        return dq, dk, dv, None
+        scale = 1/math.sqrt(q.shape[-1])
+        return scale*dq, scale*dk, dv, None
 
 # %% ../nbs/02_attention.ipynb #4e030ab8
 def wide(attention):
@@ -109,7 +110,7 @@ def wide(attention):
         with torch.autocast('cpu', enabled=False): return attention(q.to(dtype), k.to(dtype), v.to(dtype), *args).to(q.dtype)
     return wide_attention
 
-# %% ../nbs/02_attention.ipynb #8b3172fc
+# %% ../nbs/02_attention.ipynb #acf93c53
 def fast_here(x):
     "Whether the CPU path can take `x`: a plain tensor on the CPU, and no compiler, exporter or tracer looking on."
     return x.device.type == 'cpu' and type(x) in (torch.Tensor, nn.Parameter) and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
@@ -118,7 +119,7 @@ def fast_here(x):
 def topk_attention(q, k, v, budget):
     "Softmax attention over each query's `budget` largest scores (paper, 2.3). `q` [B, h, M, d], `k, v` [B, h, N, d] -> [B, h, M, d]. `budget >= N` is dense attention."
     if budget >= k.shape[-2] or not fast_here(q): return masked_topk_attention(q, k, v, budget)
-    flat = (x.flatten(0, -3).contiguous() for x in (q/math.sqrt(q.shape[-1]), k, v))
+    flat = (x.flatten(0, -3).contiguous() for x in (q, k, v))
     return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2])
 
 # %% ../nbs/02_attention.ipynb #0b0358cd
