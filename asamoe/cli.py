@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
-           'campaign', 'reproduce', 'claims', 'compare_times', 'bench', 'main']
+           'campaign', 'reproduce', 'claims', 'bench', 'main']
 
-# %% ../nbs/20_reproduce.ipynb #e99bee2a
+# %% ../nbs/20_reproduce.ipynb #036a4e8d
 import json, os, platform, re, runpy, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nbformat, numpy as np, pandas as pd, papermill, torch
+import nbformat, pandas as pd, papermill
 from fastcore.script import Param, anno_parser, store_true
 
 from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, records_dir, root, sha256
 from .data import load_source
-from .model import SmallViT, naive_forward, read_state
+from .model import read_state
+from .scaling import growth, performance
 
 # %% ../nbs/20_reproduce.ipynb #4956a507
 def chapters():
@@ -207,38 +208,23 @@ def claims(
         print(f"{r.verdict or 'no verdict':18} {r.statement}\n{'':18} paper: {r.paper or '-'} {r.unit}; here: {r.reproduced or '-'}{interval}; {r.source} {r.section}; {r.notebook}")
     print(f'{len(rows)} statements: ' + ', '.join(f'{n} {v or "without verdict"}' for v, n in rows.verdict.value_counts().items()))
 
-# %% ../nbs/20_reproduce.ipynb #d28d3c13
-def compare_times(candidates, rounds=7, warm_up=1):
-    "Time the functions in `candidates` (name -> function) in turns. Data frame: median and quartiles in ms, and the ratio of each median to the first's."
-    times = {name: [] for name in candidates}
-    for i in range(warm_up + rounds):
-        for name, f in candidates.items():
-            start = time.perf_counter(); f()
-            if i >= warm_up: times[name].append(1e3*(time.perf_counter() - start))
-    q = pd.DataFrame({name: np.percentile(t, [50, 25, 75]) for name, t in times.items()}, index=['median_ms', 'q25_ms', 'q75_ms']).T
-    return q.assign(ratio=q.median_ms/q.median_ms.iloc[0]).rename_axis('candidate').reset_index()
-
-# %% ../nbs/20_reproduce.ipynb #3e7686d0
+# %% ../nbs/20_reproduce.ipynb #4ef6ccb4
 def bench(
-    batch:Param('images per step', int)=64,
-    rounds:Param('timed rounds of each candidate', int)=5,
+    rounds:Param('timed rounds of each candidate', int)=7,
+    seconds:Param('begin no more rounds of a comparison after so many seconds', int)=20,
+    largest:Param('the most tokens to measure', int)=16384,
     reference:Param('a Python file with vit(x, state_dict), timed too', str)='',
+    publish:Param('keep the table as the record that preset paper draws', store_true)=False,
 ):
-    "Time a training step and inference of SmallViT against the naive version."
-    torch.manual_seed(0)
-    model, x = SmallViT(), torch.rand(batch, 3, 32, 32)
-    state = dict(model.named_parameters())
-    forwards = {'naive': lambda: naive_forward(model, x), 'asamoe': lambda: model(x)}
-    if reference:
-        scope = runpy.run_path(reference)
-        forwards['reference'] = lambda: scope['vit'](x, state)
-    def step(forward):
-        model.zero_grad(set_to_none=True)
-        torch.nn.functional.mse_loss(forward(), x).backward()
-    print(f'SmallViT, batch {batch}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {rounds}, ratio to the naive version')
-    print('training step\n' + compare_times({n: lambda f=f: step(f) for n, f in forwards.items()}, rounds).round(3).to_string(index=False))
-    model.eval()
-    with torch.no_grad(): print('inference\n' + compare_times(forwards, rounds).round(3).to_string(index=False))
+    "Time and memory of naive, exact, block, top-1 and dense attention, as one table; in some minutes."
+    sizes = [n for n in (64, 256, 1024, 4096, 16384) if n <= largest]
+    vit = runpy.run_path(reference)['vit'] if reference else None
+    table = performance(sizes, [n for n in sizes if 256 <= n <= 4096], rounds, seconds, vit)
+    for (what, run), part in table.groupby(['what', 'run'], sort=False):
+        print(f'\n{what}, {run}; ratios to {part.candidate.iloc[0]}\n' + part.drop(columns=['what', 'run', 'threads', 'machine', 'torch']).dropna(axis=1, how='all').round(3).fillna('').to_string(index=False))
+    print(f"\n{table.threads[0]} threads, {table.machine[0]}, torch {table.torch[0]}; from 1,024 tokens on one image grows as N^ (time, memory): " + ', '.join(f"{c} {growth(table, c):.2f}, {growth(table, c, 'peak_mib'):.2f}" for c in ('dense', 'exact', 'blocks', 'top-1')))
+    path = (records_dir() if publish else root()/'data')/'performance.csv'
+    print(f"Saved: {atomic_write(path, table.to_csv(index=False))}")
 
 # %% ../nbs/20_reproduce.ipynb #186e4895
 COMMANDS = dict(reproduce=reproduce, claims=claims, bench=bench)

@@ -6,7 +6,7 @@
 __all__ = ['ATTENTIONS', 'MODELS', 'make_attention', 'TransformerBlock', 'SmallViT', 'naive_forward', 'build_model', 'read_state',
            'infer_arguments', 'load_model']
 
-# %% ../nbs/03_model.ipynb #9500532e
+# %% ../nbs/03_model.ipynb #1a6c68aa
 import pickle, re, zipfile
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .core import AsamoeError, WeightsError, one_of
-from .attention import AdaptiveAttentionMoE, NonAdaptiveSparseAttention, StandardAttention, naive_mixture
+from .attention import AdaptiveAttentionMoE, NonAdaptiveSparseAttention, StandardAttention, naive_mixture, z_order
 
-# %% ../nbs/03_model.ipynb #08bfed23
+# %% ../nbs/03_model.ipynb #34cc157d
 ATTENTIONS = ('adaptive', 'nonadaptive', 'standard', 'standard+merge')
 
-def make_attention(attention, embed_dim, num_heads, budgets, router='learned'):
+def make_attention(attention, embed_dim, num_heads, budgets, router='learned', **options):
     "The attention module of a block: the paper's mixture (`adaptive`) or one of its ablation baselines."
     one_of(attention, ATTENTIONS, 'attention')
-    if attention == 'adaptive': return AdaptiveAttentionMoE(embed_dim, num_heads, budgets, router)
+    if attention == 'adaptive': return AdaptiveAttentionMoE(embed_dim, num_heads, budgets, router, **options)
     if attention == 'nonadaptive': return NonAdaptiveSparseAttention(embed_dim, num_heads, budgets)
     return StandardAttention(embed_dim, num_heads, merge=attention == 'standard+merge')
 
@@ -42,27 +42,34 @@ class TransformerBlock(nn.Module):
         x = x + out
         return x + self.ffn(self.norm2(x)), routing
 
-# %% ../nbs/03_model.ipynb #270b9dd9
+# %% ../nbs/03_model.ipynb #0f642ad4
 class SmallViT(nn.Module, PyTorchModelHubMixin):
     "The paper's denoiser (2.1 and A.1): noisy image [B, 3, H, W] in [0, 1] -> denoised image of the same shape, with H = W = image_size."
     def __init__(self, image_size=32, patch_size=4, embed_dim=128, depth=2, num_heads=4, budgets=(32, 64, 128), clamp='eval',
-                 attention='adaptive', router='learned'):
+                 attention='adaptive', router='learned', selection='exact', routing='soft', shared_keys=False):
         super().__init__()
         if image_size % patch_size: raise AsamoeError(f'image_size {image_size} must be a multiple of patch_size {patch_size}.')
         self.image_size, self.patch_size, self.clamp = image_size, patch_size, one_of(clamp, ('eval', 'train'), 'clamp')
         self.patch_embed = nn.Conv2d(3, embed_dim, patch_size, patch_size)
         self.pos_embed = nn.Parameter(.02*torch.randn(1, (image_size//patch_size)**2, embed_dim))
-        self.blocks = nn.ModuleList(TransformerBlock(embed_dim, make_attention(attention, embed_dim, num_heads, budgets, router)) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(embed_dim, make_attention(attention, embed_dim, num_heads, budgets, router,
+                                                     selection=selection, routing=routing, shared_keys=shared_keys)) for _ in range(depth))
         self.patch_unembed = nn.ConvTranspose2d(embed_dim, 3, patch_size, patch_size)
+        order = z_order(image_size//patch_size, image_size//patch_size) if selection == 'blocks' else None
+        self.register_buffer('order', order, persistent=False)    # blocks of neighbouring tokens are then square tiles
 
     def forward(self, x, return_routing=False):
         "Denoise `x`. With `return_routing` also a list of each block's routing probabilities [B, N, E] (empty for the baselines)."
         self.check(x)
         tokens = self.patch_embed(x).flatten(2).mT + self.pos_embed          # (B, N, D)
+        if self.order is not None: tokens = tokens[:, self.order]
         routings = []
         for block in self.blocks:
             tokens, routing = block(tokens)
             if routing is not None: routings.append(routing)
+        if self.order is not None:
+            back = self.order.argsort()
+            tokens, routings = tokens[:, back], [r[:, back] for r in routings]
         side = self.image_size//self.patch_size
         image = self.patch_unembed(tokens.mT.unflatten(2, (side, side)))
         if not self.training or self.clamp == 'train': image = image.clamp(0, 1)
@@ -105,7 +112,7 @@ def read_state(path):
         raise WeightsError(f'{path} holds no state dict (names with tensors): save model.state_dict() and give that file.')
     return state
 
-# %% ../nbs/03_model.ipynb #7c819392
+# %% ../nbs/03_model.ipynb #de2d9bd8
 def infer_arguments(state):
     "The arguments of `SmallViT` that can be read off the shapes in its state dict."
     D, _, patch, _ = state['patch_embed.weight'].shape
@@ -114,7 +121,7 @@ def infer_arguments(state):
     attention = ('adaptive' if any('.router.' in k for k in state) else 'nonadaptive' if experts else
                  'standard+merge' if 'blocks.0.attn.merge_proj.weight' in state else 'standard')
     return dict(image_size=side*patch, patch_size=patch, embed_dim=D, depth=1 + max(int(k.split('.')[1]) for k in state if k.startswith('blocks.')),
-                attention=attention, router='random' if 'blocks.0.attn.router.direction' in state else 'learned',
+                attention=attention, shared_keys='blocks.0.attn.experts.0.W_k.weight' in state and experts > 1 and 'blocks.0.attn.experts.1.W_k.weight' not in state, router='random' if 'blocks.0.attn.router.direction' in state else 'learned',
                 budgets=tuple(32*2**e for e in range(experts)) or (32, 64, 128))
 
 # %% ../nbs/03_model.ipynb #7ed6a3ad
