@@ -248,10 +248,10 @@ def bench_layers(sizes, rounds=7, seconds=20, embed_dim=128, num_heads=4, budget
         rows += [dict(what='layer', tokens=N, images=B, run='forward') | r | dict(peak_mib=peak_memory(functions[r['candidate']])) for r in compare(functions, {name: B*n for name, n in counts.items()}, peak, rounds, seconds)]
     return rows
 
-# %% ../nbs/09_scaling.ipynb #cdf42a84
-def performance(sizes=(64, 256, 1024, 4096, 16384), layers=(256, 1024, 4096), rounds=7, seconds=20, reference=None):
+# %% ../nbs/09_scaling.ipynb #2ea819e9
+def performance(sizes=(64, 256, 1024, 4096, 16384), layers=(256, 1024, 4096), rounds=7, seconds=20, reference=None, batch=64):
     "Everything that `asamoe bench` measures, as a data frame."
-    table = pd.DataFrame(bench_model(64, rounds, seconds, reference) + bench_operators(sizes, rounds, seconds) + bench_layers(layers, rounds, seconds))
+    table = pd.DataFrame(bench_model(batch, rounds, seconds, reference) + bench_operators(sizes, rounds, seconds) + bench_layers(layers, rounds, seconds))
     return table.assign(threads=torch.get_num_threads(), machine=f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}', torch=torch.__version__)
 
 def growth(table, candidate, column='median_ms', run='forward', low=1024):
