@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'KEY_BLOCK', 'QUERY_BLOCK', 'ROUTERS', 'SELECTIONS', 'ROUTINGS', 'naive_topk_attention', 'kth_by_sort',
-           'masked_topk_attention', 'kth_largest', 'partitioned', 'topk_weights', 'pieces', 'workers', 'over_cores',
-           'TopKAttention', 'wide', 'dense_attention', 'fast_here', 'topk_attention', 'fast_topk_attention', 'pad_to',
-           'choose_blocks', 'block_attention', 'real_keys', 'z_order', 'split_heads', 'merge_heads',
-           'SparseAttentionExpert', 'TokenRouter', 'ConstantRouter', 'RandomRouter', 'load_balance_loss',
-           'naive_mixture', 'AdaptiveAttentionMoE', 'group_size', 'pack', 'dispatch', 'StandardAttention',
-           'NonAdaptiveSparseAttention']
+           'masked_topk_attention', 'kth_largest', 'partitioned', 'at_least_float32', 'topk_weights', 'pieces',
+           'workers', 'over_cores', 'TopKAttention', 'wide', 'short_bf16', 'dense_attention', 'fast_here',
+           'topk_attention', 'fast_topk_attention', 'pad_to', 'choose_blocks', 'block_attention', 'real_keys',
+           'z_order', 'split_heads', 'merge_heads', 'SparseAttentionExpert', 'TokenRouter', 'ConstantRouter',
+           'RandomRouter', 'load_balance_loss', 'naive_mixture', 'AdaptiveAttentionMoE', 'group_size', 'pack',
+           'dispatch', 'StandardAttention', 'NonAdaptiveSparseAttention']
 
 # %% ../nbs/02_attention.ipynb #02dca78d
 import math
@@ -41,7 +41,7 @@ def masked_topk_attention(q, k, v, budget):
     with torch.no_grad(): threshold = kth_by_sort(scores, budget) if isinstance(budget, torch.Tensor) else scores.topk(min(budget, N), dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return scores.masked_fill(scores < threshold, -math.inf).softmax(-1) @ v
 
-# %% ../nbs/02_attention.ipynb #4fa215c3
+# %% ../nbs/02_attention.ipynb #0bd5c744
 def kth_largest(scores, k):
     "The `k`-th largest score of each row, [.., N] -> [.., 1], float32 or float64 on the CPU; `k` is a number or has one for each row, [..]."
     N = scores.shape[-1]
@@ -56,9 +56,11 @@ def partitioned(rows, k):
     rows.partition(rows.shape[-1] - k, axis=-1)
     return rows[..., rows.shape[-1] - k, None]
 
+def at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32))
+
 def topk_weights(q, k, budget):
     "Attention weights over each query's `budget` largest scores. [H, M, d], [H, N, d] -> [H, M, N]"
-    scores = q @ k.mT                                             # scaled only after the selection, which rounding must not touch
+    scores = at_least_float32(q) @ at_least_float32(k).mT         # scaled only after the selection, which rounding must not touch
     below = torch.nextafter(kth_largest(scores, budget), scores.new_tensor(-math.inf))
     return F.threshold_(scores.sub_(below), 0, -math.inf).div_(math.sqrt(q.shape[-1])).softmax(-1)
 
@@ -82,7 +84,7 @@ def over_cores(f, items):
     try: return list(workers(n).map(lambda item: f(*item), items))
     finally: torch.set_num_threads(n)                             # a new worker's setting is also the default of the process
 
-# %% ../nbs/02_attention.ipynb #d8ed4734
+# %% ../nbs/02_attention.ipynb #00bf2955
 class TopKAttention(torch.autograd.Function):
     "Exact top-k attention on the CPU, piece by piece: `q` [H, M, d], `k, v` [H, N, d] -> [H, M, d]."
     @staticmethod
@@ -90,7 +92,7 @@ class TopKAttention(torch.autograd.Function):
         out, ctx.weights, keep = q.new_empty(*q.shape[:2], v.shape[-1]), {}, any(ctx.needs_input_grad)
         def work(heads, queries):
             for rows in queries:
-                p = topk_weights(q[heads, rows], k[heads], budget if isinstance(budget, int) else budget[heads, rows])
+                p = topk_weights(q[heads, rows], k[heads], budget if isinstance(budget, int) else budget[heads, rows]).to(v.dtype)
                 torch.bmm(p, v[heads], out=out[heads, rows])
                 if keep: ctx.weights[heads.start, rows.start] = p
         over_cores(work, pieces(*q.shape[:2], k.shape[1]))
@@ -112,24 +114,26 @@ class TopKAttention(torch.autograd.Function):
         scale = 1/math.sqrt(q.shape[-1])
         return scale*dq, scale*dk, dv, None
 
-# %% ../nbs/02_attention.ipynb #1eb4dafa
+# %% ../nbs/02_attention.ipynb #69cbf5f2
 def wide(attention):
     "`attention(q, k, v, ...)` computed in float32 at least where the tensors are on a CPU; the result has the type of `q`."
     @wraps(attention)
     def wide_attention(q, k, v, *args):
         if q.device.type != 'cpu': return attention(q, k, v, *args)
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        with torch.autocast('cpu', enabled=False): return attention(q.to(dtype), k.to(dtype), v.to(dtype), *args).to(q.dtype)
+        with torch.autocast('cpu', enabled=False): return attention(*map(at_least_float32, (q, k, v)), *args).to(q.dtype)
     return wide_attention
+
+def short_bf16(k):
+    "Whether products with the keys `k` are best done in bf16: on a CPU, and few keys, so that no sum is long."
+    return k.device.type == 'cpu' and k.dtype == torch.bfloat16 and k.shape[-2] <= 512
 
 def dense_attention(q, k, v):
     "Softmax attention over all keys: `q` [B, h, M, d], `k, v` [B, h, N, d] -> [B, h, M, d]."
-    if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
-        if k.shape[-2] <= 512: return ((q/math.sqrt(q.shape[-1])) @ k.mT).softmax(-1) @ v
-        return wide(F.scaled_dot_product_attention)(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
+    if short_bf16(k):
+        with torch.autocast('cpu', enabled=False): return ((q/math.sqrt(q.shape[-1])) @ k.mT).softmax(-1) @ v
+    return wide(F.scaled_dot_product_attention)(q, k, v)
 
-# %% ../nbs/02_attention.ipynb #dea76ef1
+# %% ../nbs/02_attention.ipynb #d4a0cf9e
 def fast_here(x):
     "Whether the CPU path can take `x`: a plain tensor on the CPU, and no compiler, exporter or tracer looking on."
     return x.device.type == 'cpu' and type(x) in (torch.Tensor, nn.Parameter) and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
@@ -137,13 +141,14 @@ def fast_here(x):
 def topk_attention(q, k, v, budget):
     "Softmax attention over each query's `budget` largest scores (paper, 2.3). `q` [B, h, M, d], `k, v` [B, h, N, d] -> [B, h, M, d]. `budget` is a number or has one for each query, [B, h, M]. `budget >= N` is dense attention."
     if isinstance(budget, int) and budget >= k.shape[-2]: return dense_attention(q, k, v)
-    return (wide(fast_topk_attention) if fast_here(q) else masked_topk_attention)(q, k, v, budget)
+    if not fast_here(q): return masked_topk_attention(q, k, v, budget)
+    return (fast_topk_attention if short_bf16(k) else wide(fast_topk_attention))(q, k, v, budget)
 
 def fast_topk_attention(q, k, v, budget):
-    "`topk_attention` on the CPU, in float32 or float64."
+    "`topk_attention` on the CPU; scores and selection in float32 at least."
     if not isinstance(budget, int): budget = budget.clamp(max=k.shape[-2]).flatten(0, -2)
     flat = (x.flatten(0, -3).contiguous() for x in (q, k, v))
-    return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2])
+    with torch.autocast('cpu', enabled=False): return TopKAttention.apply(*flat, budget).unflatten(0, q.shape[:-2])
 
 # %% ../nbs/02_attention.ipynb #bb5b9a2a
 KEY_BLOCK, QUERY_BLOCK = 16, 64
@@ -259,7 +264,7 @@ def naive_mixture(moe, x):
         total = total + routing[..., e:e+1]*expert.W_out(merge_heads(naive_topk_attention(q, k, v, expert.budget)))
     return moe.merge_proj(total), routing
 
-# %% ../nbs/02_attention.ipynb #dd5ee5a8
+# %% ../nbs/02_attention.ipynb #5962d276
 ROUTERS = dict(learned=TokenRouter, constant=ConstantRouter, random=RandomRouter)
 SELECTIONS, ROUTINGS = ('exact', 'blocks'), ('soft', 'top1')
 
@@ -288,15 +293,17 @@ class AdaptiveAttentionMoE(nn.Module):
 
     def attend(self, x):
         "What each expert's heads see, before its output projection: a list of [B, N, D]."
-        q, k, v = self.project(x, 'W_q'), self.project(x, 'W_k'), self.project(x, 'W_v')
+        q, k, v = self.project(x, 'W_q', 'W_k', 'W_v')
         attention = dict(exact=topk_attention, blocks=block_attention)[self.selection]
         return [merge_heads(attention(q[e], k[e % len(k)], v[e % len(v)], expert.budget)) for e, expert in enumerate(self.experts)]
 
-    def project(self, x, name):
-        "The projections `name` of all experts that have one, as one product: a list of [B, h, N, d]."
-        W = [getattr(expert, name) for expert in self.experts if hasattr(expert, name)]
-        parts = F.linear(x, torch.cat([w.weight for w in W]), torch.cat([w.bias for w in W]))
-        return parts.unflatten(-1, (len(W), self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    def project(self, x, *names):
+        "The projections `names` of all experts that have them, as one product: for each name a list of [B, h, N, d]."
+        layers = [[getattr(expert, name) for expert in self.experts if hasattr(expert, name)] for name in names]
+        W = sum(layers, [])
+        parts = F.linear(x, torch.cat([w.weight for w in W]), torch.cat([w.bias for w in W])).unflatten(-1, (len(W), self.num_heads, -1))
+        parts = iter(parts.permute(2, 0, 3, 1, 4).unbind())
+        return [[next(parts) for _ in group] for group in layers]
 
 # %% ../nbs/02_attention.ipynb #9781498c
 def group_size(N, E):
@@ -325,7 +332,7 @@ def dispatch(expert, answer):
         begin += filled.numel()
     return torch.cat(outs).index_select(0, place).unflatten(0, expert.shape)
 
-# %% ../nbs/02_attention.ipynb #f7bdef53
+# %% ../nbs/02_attention.ipynb #2f92e310
 from fastcore.basics import patch
 
 @patch
@@ -346,7 +353,7 @@ def mix_top1(self:AdaptiveAttentionMoE, x, routing):
 @patch
 def answer_in_groups(self:AdaptiveAttentionMoE, x, expert):
     "What the expert of each token says, group by group: [B, N, D]."
-    tokens, k, v = x.flatten(0, 1), self.project(x, 'W_k'), self.project(x, 'W_v')
+    tokens, (k, v) = x.flatten(0, 1), self.project(x, 'W_k', 'W_v')
     def answer(e, token, filled, image):
         q = split_heads(self.experts[e].W_q(tokens[token])*filled[..., None], self.num_heads)
         key, value, budget = k[e % len(k)], v[e % len(v)], self.experts[e].budget
