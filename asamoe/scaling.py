@@ -205,7 +205,7 @@ def bench_operators(sizes, rounds=7, seconds=20, limit=4., budget=128, num_heads
                 rows.append(common | (compared[name] | dict(peak_mib=peak_memory(fits[name])) if name in fits else dict(candidate=name, note=f'not run: about {gigabytes(name, B, N, k, training):.0f} GB')))
     return rows
 
-# %% ../nbs/09_scaling.ipynb #c3d7f24c
+# %% ../nbs/09_scaling.ipynb #7c6aa545
 def model_count(N=64, D=128, depth=2, budgets=(32, 64, 128), patch=4):
     "Multiply-adds of our `SmallViT` for one image."
     layer = executed_count(N, D, budgets).sum(axis=1)['ours']
@@ -229,12 +229,12 @@ def bench_model(batch=64, rounds=7, seconds=20, reference=None):
     def bf16(x):
         with torch.autocast('cpu', torch.bfloat16): return model(x).float()
     def trained(f):
-        model.train().zero_grad(set_to_none=True)
         torch.nn.functional.mse_loss(f(x), x).backward()
+        model.zero_grad(set_to_none=True)
     forwards, rows, peak = dict(naive=lambda x: naive_forward(model, x), exact=lambda x: model(x), **{'exact, bf16': bf16}), [], peak_product()
     if reference: forwards['reference'] = lambda x: reference(x, dict(model.named_parameters()))
     for run in ('forward', 'step'):
-        model.eval()
+        model.train(run == 'step')
         functions = {name: (lambda f=f: trained(f)) if run == 'step' else torch.no_grad()(lambda f=f: f(x)) for name, f in forwards.items()}
         counts = dict.fromkeys(functions, (3 if run == 'step' else 1)*batch*model_count())
         rows += [dict(what='SmallViT', tokens=64, images=batch, run=run) | r | dict(peak_mib=peak_memory(functions[r['candidate']]), **time_by_kind(functions[r['candidate']])) for r in compare(functions, counts, peak, rounds, seconds)]
