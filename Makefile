@@ -9,7 +9,7 @@ help:
 	@echo "make reproduce   run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test        check notebooks, package and commands"
 	@echo "make lab         open the notebooks in JupyterLab"
-	@echo "make bench       measure speed against the naive version"
+	@echo "make bench       measure the speed of naive, exact, block, top-1 and dense attention"
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: give one with make PYTHON=/path/to/python3"; exit 1; }

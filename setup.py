@@ -11,5 +11,6 @@ setup(name=cfg['lib_name'], version=cfg['version'], license=cfg['license'].upper
       long_description=open('README.md', encoding='utf-8').read(), long_description_content_type='text/markdown',
       packages=find_packages(include=['asamoe', 'asamoe.*']), include_package_data=True,
       python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-      extras_require={'lab': cfg['lab_requirements'].split(), 'dev': cfg['dev_requirements'].split()},
+      extras_require={'lab': cfg['lab_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(),
+                      'dev': cfg['dev_requirements'].split() + cfg['onnx_requirements'].split()},
       entry_points={'console_scripts': ['asamoe=asamoe.cli:main']})

@@ -208,8 +208,9 @@ def claims(
         print(f"{r.verdict or 'no verdict':18} {r.statement}\n{'':18} paper: {r.paper or '-'} {r.unit}; here: {r.reproduced or '-'}{interval}; {r.source} {r.section}; {r.notebook}")
     print(f'{len(rows)} statements: ' + ', '.join(f'{n} {v or "without verdict"}' for v, n in rows.verdict.value_counts().items()))
 
-# %% ../nbs/20_reproduce.ipynb #4ef6ccb4
+# %% ../nbs/20_reproduce.ipynb #8d75eba6
 def bench(
+    batch:Param('images per step of the model', int)=64,
     rounds:Param('timed rounds of each candidate', int)=7,
     seconds:Param('begin no more rounds of a comparison after so many seconds', int)=20,
     largest:Param('the most tokens to measure', int)=16384,
@@ -219,12 +220,14 @@ def bench(
     "Time and memory of naive, exact, block, top-1 and dense attention, as one table; in some minutes."
     sizes = [n for n in (64, 256, 1024, 4096, 16384) if n <= largest]
     vit = runpy.run_path(reference)['vit'] if reference else None
-    table = performance(sizes, [n for n in sizes if 256 <= n <= 4096], rounds, seconds, vit)
+    table = performance(sizes, [n for n in sizes if 256 <= n <= 4096], rounds, seconds, vit, batch)
     for (what, run), part in table.groupby(['what', 'run'], sort=False):
-        print(f'\n{what}, {run}; ratios to {part.candidate.iloc[0]}\n' + part.drop(columns=['what', 'run', 'threads', 'machine', 'torch']).dropna(axis=1, how='all').round(3).fillna('').to_string(index=False))
-    print(f"\n{table.threads[0]} threads, {table.machine[0]}, torch {table.torch[0]}; from 1,024 tokens on one image grows as N^ (time, memory): " + ', '.join(f"{c} {growth(table, c):.2f}, {growth(table, c, 'peak_mib'):.2f}" for c in ('dense', 'exact', 'blocks', 'top-1')))
+        print(f'\n{what}, {run}; ratios to {part.candidate.iloc[0]}\n' + part.drop(columns=['what', 'run', 'threads', 'machine', 'torch']).dropna(axis=1, how='all').round(3).to_string(index=False, na_rep=''))
+    print(f'\nthreads: {table.threads[0]}, {table.machine[0]}, torch {table.torch[0]}')
+    if largest > 1024: print('from 1,024 tokens on, one image forward grows as N^ (time, memory): ' + ', '.join(f"{c} {growth(table, c):.2f}, {growth(table, c, 'peak_mib'):.2f}" for c in ('dense', 'exact', 'blocks', 'top-1')))
     path = (records_dir() if publish else root()/'data')/'performance.csv'
-    print(f"Saved: {atomic_write(path, table.to_csv(index=False))}")
+    atomic_write(path, table.to_csv(index=False))
+    print(f'saved: {path.relative_to(root())}')
 
 # %% ../nbs/20_reproduce.ipynb #186e4895
 COMMANDS = dict(reproduce=reproduce, claims=claims, bench=bench)

@@ -1,5 +1,5 @@
 "Every fast path equals its plain formula, forward and gradient, odd sizes and extremes included."
-import io, math
+import math
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def test_half_precision_neither_overflows_nor_ties(attention, dtype):
         inputs = qkv(2, 2, 130, 32, dtype=dtype, scale=scale)
         out = attention(*inputs, 32)
         assert out.dtype == dtype and torch.isfinite(out).all()
-        torch.testing.assert_close(out, attention(*(x.float() for x in inputs), 32).to(dtype))
+        torch.testing.assert_close(out.float(), attention(*(x.float() for x in inputs), 32), atol=.02*scale, rtol=.02)
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.float().square().mean(), inputs))
 
 
@@ -192,10 +192,21 @@ def test_bf16_costs_no_quality(reference):
 
 @pytest.mark.filterwarnings('ignore')
 def test_onnx_gives_the_same_picture(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime', reason='the extra `onnx` is not installed')
+    import onnxruntime
     model, x = SmallViT(image_size=16, patch_size=2, embed_dim=32, num_heads=2, budgets=(8, 32, 64)).eval(), torch.rand(2, 3, 16, 16)
     torch.onnx.export(model, (x,), tmp_path/'model.onnx', dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path/'model.onnx', providers=['CPUExecutionProvider'])
     with torch.no_grad(): ours = model(x)
     theirs, = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-5)
+
+
+def test_bf16_gradients_point_the_same_way():
+    model, x = SmallViT(), torch.rand(4, 3, 32, 32)
+    grads = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled): out = model(x).float()
+        F.mse_loss(out, torch.zeros_like(x)).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert F.cosine_similarity(*grads, dim=0) > .999

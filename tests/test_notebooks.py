@@ -22,7 +22,7 @@ def test_export_and_clean_change_nothing(tool, tmp_path):
 
 
 def test_paper_chapters_have_one_parameters_cell():
-    assert {name for name, tags in TAGS.items() if 'parameters' in tags} >= {'01_data', '05_evaluation', '06_ablations', '07_routing', '08_robustness', '09_scaling', '10_diagnosis', '11_claims'}
+    assert {name for name, tags in TAGS.items() if 'parameters' in tags} >= {'01_data', '05_evaluation', '06_ablations', '07_routing', '08_robustness', '09_scaling', '10_diagnosis', '11_claims', '13_sparse'}
     assert all(tags.count('parameters') <= 1 for tags in TAGS.values())
 
 
@@ -52,7 +52,7 @@ def test_reproduce_smoke(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((tmp_path/'manifest.json').read_text())
     files = {f for chapter in manifest['chapters'].values() for f in chapter['files']}
-    figures = {'validation_data_pipeline', 'denoising_visualization', 'figure_ablation_study', 'figure_robustness', 'figure_scaling', 'routing_heatmap_00', 'routing_heatmap_05', 'routing_summary_correlation', 'figure_diagnosis', 'figure_combined_overview'}
+    figures = {'validation_data_pipeline', 'denoising_visualization', 'figure_ablation_study', 'figure_robustness', 'figure_scaling', 'figure_performance', 'figure_sparse_tradeoff', 'routing_heatmap_00', 'routing_heatmap_05', 'routing_summary_correlation', 'figure_diagnosis', 'figure_combined_overview'}
     assert {f'{name}.png' for name in figures} | {'evaluation.csv', 'claims.csv'} <= files
     assert all((tmp_path/f).exists() for f in files)
     settings = manifest['chapters']['05_evaluation']['parameters']
