@@ -150,7 +150,7 @@ def operators(B, N, budget, num_heads=4):
     counts = dict(dense=2*N*N, naive=N*N + N*budget, exact=2*N*N, blocks=2*N*budget + pooled, **{'top-1': 2*N*np.mean(budgets) + 3*pooled})
     return functions, {name: B*num_heads*n for name, n in counts.items()}
 
-# %% ../nbs/09_scaling.ipynb #5e53998b
+# %% ../nbs/09_scaling.ipynb #b80fb7a0
 def step(f, inputs):
     "Forward and backward of `f(*inputs)`."
     inputs = [x.detach().requires_grad_() for x in inputs]
@@ -175,12 +175,12 @@ def wall_times(functions, rounds=7, seconds=20):
     return times
 
 def compare(functions, counts, rounds=7, seconds=20):
-    "A row for each of `functions` (name -> function): median time, its ratio to the first's with quartiles over rounds, and its `counts` of multiply-adds."
+    "A row for each of `functions` (name -> function): median time, the median of its ratio to the first's with quartiles over rounds, and its `counts` of multiply-adds."
     times = {name: np.array(t) for name, t in wall_times(functions, rounds, seconds).items()}
     first, rows = next(iter(times.values())), []
     for name, t in times.items():
-        low, high = np.percentile(t/first, [25, 75])
-        rows.append(dict(candidate=name, median_ms=np.median(t), ratio=np.median(t)/np.median(first), ratio_q25=low, ratio_q75=high, rounds=len(t), million_ops=counts[name]/1e6))
+        low, ratio, high = np.percentile(t/first, [25, 50, 75])
+        rows.append(dict(candidate=name, median_ms=np.median(t), ratio=ratio, ratio_q25=low, ratio_q75=high, rounds=len(t), million_ops=counts[name]/1e6))
     return rows
 
 # %% ../nbs/09_scaling.ipynb #a2df29f3
