@@ -4,7 +4,7 @@ import math
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 
-from asamoe.attention import AdaptiveAttentionMoE, KEY_BLOCK, QUERY_BLOCK, block_attention, kth_largest, masked_topk_attention, naive_topk_attention, pieces, topk_attention, z_order
+from asamoe.attention import AdaptiveAttentionMoE, KEY_BLOCK, QUERY_BLOCK, block_attention, group_size, kth_largest, masked_topk_attention, naive_topk_attention, pieces, topk_attention, z_order
 from asamoe.data import evaluation_noisy, load_source, to_float
 from asamoe.model import SmallViT, load_model, naive_forward
 from asamoe.scaling import peak_memory, top1_attention
@@ -144,7 +144,6 @@ def test_top1_with_blocks_gives_each_query_its_own_budget():
     q, k, v = (x.detach() for x in qkv(2, 2, 256, 8))
     everyone = torch.zeros(2, 256, dtype=torch.long)
     agreed = top1_attention(q, k, v, (64, 256), everyone)
-    from asamoe.attention import group_size
     size = group_size(256, 1)
     torch.testing.assert_close(agreed, torch.cat([block_attention(part, k, v, 64) for part in q.split(size, 2)], 2))
 
