@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(x)))
 
-# %% ../nbs/12_denoiser.ipynb #26b79b98
+# %% ../nbs/12_denoiser.ipynb #0be58e86
 class WindowBlock(nn.Module):
     "A transformer block in windows of `window` x `window` tokens, each with the same learned positions: any [B, C, H, W] with H and W multiples of `window`. The tokens' routing is returned on request."
     def __init__(self, dim, window, attn):
@@ -35,9 +35,9 @@ class WindowBlock(nn.Module):
     def forward(self, x, return_routing=False):
         "-> [B, C, H, W], and with `return_routing` the probabilities [B * windows, window^2, E] (None without a router)."
         (B, C, H, W), w = x.shape, self.window
-        tokens = x.unflatten(3, (W//w, w)).unflatten(2, (H//w, w)).permute(0, 2, 4, 3, 5, 1).reshape(-1, w*w, C)   # (B * windows, w*w, C)
+        tokens = x.permute(0, 2, 3, 1).reshape(B, H//w, w, W//w, w, C).transpose(2, 3).reshape(-1, w*w, C)   # (B * windows, w*w, C)
         with torch.autocast(x.device.type, enabled=False): tokens, routing = self.block(tokens.float() + self.pos_embed)   # small, and slow in bf16 on a CPU
-        x = tokens.view(B, H//w, W//w, w, w, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, H, W)
+        x = tokens.view(B, H//w, W//w, w, w, C).transpose(2, 3).reshape(B, H, W, C).permute(0, 3, 1, 2)         # channels stay last in memory
         return (x, routing) if return_routing else x
 
 # %% ../nbs/12_denoiser.ipynb #9b7100f2
