@@ -186,7 +186,7 @@ def bundle(name, run, scores=(), folder=None):
     atomic_write(folder/'README.md', model_card(name, run, scores))
     return folder
 
-# %% ../nbs/12_denoiser.ipynb #e549dd9f
+# %% ../nbs/12_denoiser.ipynb #4f43bec4
 SHIPPED = dict(encoder=('R', 'RR'), decoder=('RR', 'R'), middle='RA', attention='standard')
 UNET = dict(encoder=('R', 'RR'), decoder=('RR', 'RR'), middle='R')
 PEERS = {'U-Net': dict(model_args=UNET), 'dense attention': dict(model_args=SHIPPED), 'routed attention': dict(model_args={}),
@@ -197,16 +197,17 @@ PARTS = {'without noise level': dict(model_args=dict(SHIPPED, told_sigma=False))
 LEVELS = {f'only {level:g}': dict(sigma=level) for level in (.1, .2, .3)}
 NOISE_LEVELS = (.05, .1, .15, .2, .25, .3, .35)
 
-def contest_config(name, images=50_000, seed=0):
-    "The `RunConfig` of a contestant in `PEERS`, `PARTS` or `LEVELS`; `images`: how many the U-Net sees."
+def contest_config(name, images=50_000, seed=0, epochs=20):
+    "The `RunConfig` of a contestant in `PEERS`, `PARTS` or `LEVELS`; the U-Net sees `images` in `epochs`, the others as many as they can in the same time, or parts and levels as many as the model that ships."
     change = (PEERS | PARTS | LEVELS)[one_of(name, PEERS | PARTS | LEVELS, 'contestant')]
-    epoch = max(images//20, 32)
-    return replace(DENOISER, **dict(dict(model_args=SHIPPED), **change) if 'model' not in change else change, batch_size=16, seed=seed, epoch_images=epoch, epochs=max(1, round(20/COST.get(name, COST['dense attention']))) if images >= 640 else 1)
+    share = COST['U-Net']/COST.get(name, COST['dense attention'])
+    model = {} if 'model' in change else dict(model_args=SHIPPED)
+    return replace(DENOISER, **(model | change), batch_size=16, seed=seed, epoch_images=images//epochs, epochs=max(1, round(epochs*share)))
 
-def shipped_config(model, seed=0):
-    "The `RunConfig` of the bundled model `cifar10` or `photo`."
-    if one_of(model, ('cifar10', 'photo'), 'model') == 'cifar10': return replace(DENOISER, model_args=SHIPPED, batch_size=16, epochs=140, seed=seed)
-    return replace(DENOISER, model_args=SHIPPED, sigma=(.02, .25), clip=False, batch_size=8, epoch_images=2000, epochs=60, seed=seed)
+def shipped_config(model, epochs, seed=0):
+    "The `RunConfig` of the bundled model `cifar10` (epochs of all training images) or `photo` (epochs of 1,000 squares)."
+    if one_of(model, ('cifar10', 'photo'), 'model') == 'cifar10': return replace(DENOISER, model_args=SHIPPED, batch_size=16, epochs=epochs, seed=seed)
+    return replace(DENOISER, model_args=SHIPPED, sigma=(.02, .25), clip=False, batch_size=8, epoch_images=1000, epochs=epochs, seed=seed)
 
 # %% ../nbs/12_denoiser.ipynb #3e4c32c6
 def level_means(run, images, sigma, noise_seed=0, turns=1):
@@ -214,8 +215,8 @@ def level_means(run, images, sigma, noise_seed=0, turns=1):
     key = measurement_key('means' if turns == 1 else f'means of {turns} turns', images, sigma, noise_seed)
     return run.measure(key, lambda net: evaluate(AtLevel(net, sigma, turns), images, sigma, noise_seed)[['psnr', 'ssim']].mean().round(5).to_dict())
 
-# %% ../nbs/12_denoiser.ipynb #9db1d5be
-STRENGTHS = {'NLM': (.4, .6, .8, 1.), 'wavelet': (.6, .8, 1.), 'TV': (.4, .6, .8, 1., 1.3), 'BM3D': (1.,)}
+# %% ../nbs/12_denoiser.ipynb #a5de9a8b
+STRENGTHS = {'NLM': (.2, .3, .4, .6, .8), 'wavelet': (.6, .8, 1., 1.3), 'TV': (.6, .8, 1., 1.3, 1.7), 'BM3D': (1.,)}
 
 def classical(method, image, sigma, strength):
     "`image` [H, W, 3] (float, the clean one in [0, 1]) with noise `sigma`, after `method` of scikit-image (or BM3D) with `strength`, a multiple of the method's usual one."
