@@ -7,6 +7,7 @@ from PIL import Image
 
 import asamoe
 from asamoe.cli import main
+from asamoe.data import import_torchvision
 from asamoe.denoiser import AdaptiveUNet, SHIPPED
 from asamoe.pictures import Denoiser, bundled, denoise, from_pretrained
 
@@ -115,6 +116,7 @@ def test_denoiser_passes_gradients_and_takes_levels_per_image(small):
 
 
 def test_plug_and_play_reconstruction_with_deepinv():
+    import_torchvision()                                          # deepinv imports it too, and it may be the half-working kind
     dinv = pytest.importorskip('deepinv')
     torch.manual_seed(0)
     clean = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6), size=48, mode='bicubic').clamp(0, 1)
