@@ -260,7 +260,7 @@ class Shipped:
             if self.publish: atomic_write(self.path, json.dumps(self.record, sort_keys=True) + '\n')
         return self.record['measured'][key]
 
-# %% ../nbs/12_denoiser.ipynb #325a6162
+# %% ../nbs/12_denoiser.ipynb #96076523
 PUBLISHED_CBSD68 = pd.DataFrame([('CBM3D', 50, 27.38, None), ('DnCNN', 50, 27.95, .56), ('FFDNet', 50, 27.96, .85), ('DRUNet', 50, 28.51, 32.64), ('SwinIR', 50, 28.56, 11.5), ('Restormer', 50, 28.56, 26.1)],
                                 columns=['model', 'level', 'psnr', 'million_parameters'])   # FFDNet's paper, DRUNet's (Zhang et al. 2021, table 3), SwinIR's, Restormer's
 
@@ -269,7 +269,7 @@ def photo_scores(net, paths, level, noise_seed=0):
     "Mean PSNR and SSIM of `net` on whole pictures with noise of `level` grey levels, not clipped; the result is."
     rows = []
     for i, path in enumerate(paths):
-        clean = torch.from_numpy(read_picture(path)).permute(2, 0, 1)[None]/255
+        clean = torch.tensor(read_picture(path)).permute(2, 0, 1)[None]/255
         noisy = clean + level/255*torch.randn(clean.shape[1:], generator=generator(noise_seed, i, level))
         rows.append(image_scores(AtLevel(net, level/255)(noisy).clamp(0, 1), clean))
     return pd.concat(rows)[['psnr', 'ssim']].mean().round(5).to_dict()
