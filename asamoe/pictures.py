@@ -7,8 +7,8 @@ __all__ = ['SCALES', 'MODES', 'bundled', 'model_folder', 'from_pretrained', 'sta
            'as_floats', 'channel_place', 'guess_sigma', 'denoise_channels', 'loaded', 'check_sigma', 'denoise',
            'Denoiser', 'read_file', 'read_tiff', 'write_file', 'denoise_file', 'denoise_path']
 
-# %% ../nbs/13_denoise.ipynb #f253f735
-import io, json
+# %% ../nbs/13_denoise.ipynb #bbb9c8cb
+import io, json, sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -243,7 +243,7 @@ def write_file(path, array, along):
     except (OSError, ValueError, KeyError) as e: raise DataError(f'{path} cannot be written in this format ({e}): choose another ending, such as .png.') from e
     return atomic_write(path, buffer.getvalue())
 
-# %% ../nbs/13_denoise.ipynb #920e24db
+# %% ../nbs/13_denoise.ipynb #161af5ba
 def denoise_file(path, out, sigma=None, model='photo', progress=False):
     "Denoise the picture file `path` into the file `out`. Raises `AsamoeError`."
     if Path(out).suffix.lower() not in PICTURES: raise DataError(f'{out} has no ending of a picture: choose one of {", ".join(PICTURES)}.')
@@ -251,18 +251,18 @@ def denoise_file(path, out, sigma=None, model='photo', progress=False):
     array, along = read_file(path)
     write_file(out, denoise(array, sigma, model, progress=progress), along)
 
-def denoise_path(source, out, sigma=None, model='photo'):
+def denoise_path(source, out, sigma=None, model='photo', progress=True):
     "Denoise the picture, or every picture in the folder `source`, into `out`, telling how far it is. A picture that fails is named and does not stop the others; then `AsamoeError` is raised at the end."
     check_sigma(sigma); loaded(model)                             # wrong: say so before the first picture
     source, out = Path(source), Path(out)
     if not source.exists(): raise DataError(f'There is no file or folder {source}: check the path.')
-    if source.is_file(): return denoise_file(source, out/source.name if out.is_dir() else out, sigma, model, progress=True)
+    if source.is_file(): return denoise_file(source, out/source.name if out.is_dir() else out, sigma, model, progress)
     paths = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES)
     if not paths: raise DataError(f'{source} holds no pictures ({", ".join(PICTURES)}).')
     if out.is_file() or out.resolve() == source.resolve(): raise DataError(f'{out} must be another folder than {source}, for the results.')
     failed = []
-    for path in (bar := tqdm(paths, unit='picture')):
+    for path in (bar := tqdm(paths, unit='picture', disable=not progress)):
         bar.set_description(path.name)
         try: denoise_file(path, out/path.name, sigma, model)
-        except AsamoeError as e: failed.append(path.name); bar.write(f'failed: {e}')
+        except AsamoeError as e: failed.append(path.name); tqdm.write(f'failed: {e}', file=sys.stderr)
     if failed: raise AsamoeError(f'{len(failed)} of {len(paths)} pictures failed: {", ".join(failed)}.')
