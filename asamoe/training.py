@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'ABLATION', 'RunConfig', 'run_id', 'save_checked', 'load_checked', 'Run', 'epoch_order', 'turned',
-           'draw_sigma', 'takes_sigma', 'batch_loss', 'train_epoch', 'validation_pair', 'validate', 'start_accelerator',
-           'learning_rate', 'describe_machine', 'initial_state', 'train', 'finish', 'take_stock', 'fit']
+           'draw_sigma', 'clipped', 'takes_sigma', 'batch_loss', 'train_epoch', 'validation_pair', 'validate',
+           'start_accelerator', 'learning_rate', 'describe_machine', 'initial_state', 'train', 'finish', 'take_stock',
+           'fit']
 
 # %% ../nbs/04_training.ipynb #5732d861
 import io, json, math, os, platform, time
@@ -25,14 +26,14 @@ from .data import add_noise, evaluation_noisy, to_float
 from .model import MODELS, build_model
 from .attention import load_balance_loss
 
-# %% ../nbs/04_training.ipynb #72b8ebff
+# %% ../nbs/04_training.ipynb #7a9ecfd3
 @dataclass(frozen=True)
 class RunConfig:
     "All that decides a training, but for the images. Defaults: the paper's headline recipe."
     model: str = 'SmallViT'            # name in MODELS
     model_args: dict = field(default_factory=dict)
     sigma: float|tuple = .2            # noise level, or (low, high) drawn uniformly per image
-    clip: bool = True                  # clip noisy images to [0, 1]
+    clip: bool|float = True            # clip noisy images to [0, 1]; a number in between: that share of them
     epochs: int = 30
     epoch_images: int = 0              # images per epoch; 0: each training image once
     batch_size: int = 64
@@ -137,7 +138,7 @@ def epoch_order(n, config, epoch):
     g, size = generator(config.seed, 'shuffle', epoch), config.epoch_images or n
     return torch.cat([torch.randperm(n, generator=g) for _ in range(math.ceil(size/n))])[:size]
 
-# %% ../nbs/04_training.ipynb #fd9995ca
+# %% ../nbs/04_training.ipynb #ac738158
 def turned(images, generator):
     "Each of `images` [B, 3, S, S] turned by a multiple of 90 degrees and perhaps mirrored, at random."
     ways = torch.randint(8, (len(images),), generator=generator, device=generator.device).to(images.device)
@@ -153,6 +154,12 @@ def draw_sigma(sigma, n, generator):
     low, high = sigma
     return low + (high - low)*torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
 
+def clipped(noisy, clip, generator):
+    "`noisy` [B, 3, H, W] clipped to [0, 1] (True), as it is (False), or each image clipped with probability `clip`."
+    if clip in (True, False): return noisy.clamp(0, 1) if clip else noisy
+    chosen = torch.rand(len(noisy), 1, 1, 1, generator=generator, device=generator.device) < clip
+    return torch.where(chosen, noisy.clamp(0, 1), noisy)
+
 def takes_sigma(config): return getattr(MODELS.get(config.model), 'takes_sigma', False)
 
 # %% ../nbs/04_training.ipynb #0f31faac
@@ -167,7 +174,7 @@ def batch_loss(model, config, noisy, clean, sigma=None):
     error = mse if config.loss == 'mse' else (out - clean).square().mean((1, 2, 3)).log().mean()
     return error + config.load_balance*balance, mse, balance
 
-# %% ../nbs/04_training.ipynb #5eebe08c
+# %% ../nbs/04_training.ipynb #76058164
 def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     "Train for one epoch. Returns the mean (loss, mse, load balance). Raises `TrainingError`, naming the batch, when the loss is not finite."
     model.train()
@@ -177,7 +184,7 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
         clean = to_float(images[chosen.to(images.device)])
         if config.augment: clean = turned(clean, noise)
         sigma = draw_sigma(config.sigma, len(clean), noise)
-        noisy = add_noise(clean, sigma, noise, config.clip)
+        noisy = clipped(add_noise(clean, sigma, noise, clip=False), config.clip, noise)
         share = slice(rank, None, world) if len(clean) >= world else slice(None)
         weight = len(clean[share])*world/len(clean) if len(clean) >= world else 1.
         losses = torch.stack(batch_loss(model, config, noisy[share], clean[share], sigma[share]))
