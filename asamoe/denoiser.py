@@ -157,13 +157,13 @@ def photo_splits(folder, size=64):
     train = mixed(photo_squares([p for i, p in enumerate(paths) if i % 20], size), 'squares', 'train')
     return Splits(f'{Path(folder).name} ({len(paths)} photographs)', train, val[:200], val[:200])
 
-# %% ../nbs/12_denoiser.ipynb #6d723d5d
+# %% ../nbs/12_denoiser.ipynb #faffda8a
 def weights_dir(): return Path(asamoe.__file__).parent/'weights'
 
 CARDS = dict(
     paper=('The model of the paper *Adaptive Sparse Attention MoE for Image Denoising*, trained anew by its recipe.', 'It takes squares of 32 x 32 pixels and knows one noise level, 0.2; `asamoe.denoise` cuts larger pictures into such squares. It is here for comparison; use `photo` or `cifar10` to denoise.'),
     cifar10=('A denoiser for small pictures (32 x 32 pixels and their like), at noise levels from 0.05 to 0.35, clipped.', 'It learnt from 5,000 pictures of ten kinds of things, 32 pixels wide. Photographs at their own scale look different: use `photo` for them.'),
-    photo=('A denoiser for photographs, at noise levels from 0.02 to 0.25.', 'It learnt white Gaussian noise that is the same in every pixel. Noise of real cameras depends on brightness, and JPEG makes it blotchy: expect less there. Text, drawings and medical images were not among the photographs.'))
+    photo=('A denoiser for photographs, at noise levels from 0.02 to 0.25.', 'It learnt white Gaussian noise that is the same in every pixel. Noise of real cameras depends on brightness, and JPEG makes it blotchy: expect less there. Very strong noise that was clipped when the file was written costs it a decibel or more (chapter 13 measures it). Text, drawings and medical images were not among the photographs.'))
 
 def model_card(name, run, scores=()):
     "The model card of bundled model `name`, in markdown, from the record of `run`; `scores` are rows of (data, noise level, PSNR, SSIM)."
