@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'chapters', 'known_parameters', 'check_parameters', 'parse_settings', 'Job', 'run_jobs', 'write_manifest',
-           'campaign', 'reproduce', 'claims', 'bench', 'main']
+           'campaign', 'reproduce', 'claims', 'bench', 'denoise', 'main']
 
-# %% ../nbs/20_reproduce.ipynb #036a4e8d
+# %% ../nbs/20_reproduce.ipynb #2c16317a
 import json, os, platform, re, runpy, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastcore.script import Param, anno_parser, store_true
 from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, records_dir, root, sha256
 from .data import load_source
 from .model import read_state
+from .pictures import denoise_path
 from .scaling import growth, performance
 
 # %% ../nbs/20_reproduce.ipynb #4956a507
@@ -229,8 +230,18 @@ def bench(
     atomic_write(path, table.to_csv(index=False))
     print(f'saved: {path.relative_to(root())}')
 
-# %% ../nbs/20_reproduce.ipynb #186e4895
-COMMANDS = dict(reproduce=reproduce, claims=claims, bench=bench)
+# %% ../nbs/20_reproduce.ipynb #6a335e8d
+def denoise(
+    source:Param('a picture, or a folder of pictures', str),
+    out:Param('the picture or the folder to write', str),
+    sigma:Param('noise level, where images span [0, 1] (default: estimated)', float)=None,
+    model:Param('a bundled model, a folder, or a hub id', str)='photo',
+):
+    "Remove the noise from a picture, or from all pictures in a folder."
+    denoise_path(source, out, sigma, model)
+
+# %% ../nbs/20_reproduce.ipynb #ac9c244e
+COMMANDS = dict(reproduce=reproduce, denoise=denoise, claims=claims, bench=bench)
 
 def main(arguments=None):
     "The command line `asamoe`."

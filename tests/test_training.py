@@ -113,3 +113,16 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
             f"try: atomic_write({str(path)!r}, 'x'*5000)\nexcept AsamoeError as e: print(e)")
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
     assert 'the disk is full' in said and path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_record_keeps_its_identity():
+    "A field added to the configuration must not change what earlier runs are called."
+    from types import SimpleNamespace
+    from asamoe.training import run_id
+    records = [json.loads(p.read_text()) for p in (Path(__file__).resolve().parent.parent/'data'/'records').glob('*.json')]
+    trained = [r for r in records if 'config' in r]
+    for r in trained:
+        config = RunConfig(**{k: tuple(v) if k == 'sigma' and isinstance(v, list) else v for k, v in r['config'].items()})
+        data = SimpleNamespace(**{part: SimpleNamespace(fingerprint=r['data'][f'{part}_fingerprint']) for part in ('train', 'val')})
+        assert run_id(config, data) == r['id']
+    assert len(trained) > 100

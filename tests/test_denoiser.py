@@ -1,0 +1,127 @@
+"The denoiser as users meet it: any kind of picture, files, folders, plug and play."
+import subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from PIL import Image
+
+import asamoe
+from asamoe.cli import main
+from asamoe.data import import_torchvision
+from asamoe.denoiser import AdaptiveUNet, SHIPPED
+from asamoe.pictures import Denoiser, bundled, denoise, from_pretrained
+
+PAPER = 599_689
+
+
+@pytest.fixture(scope='module')
+def small():
+    torch.manual_seed(0)
+    return AdaptiveUNet(dims=(8, 16), encoder=('R',), decoder=('R',), middle='A', num_heads=2, window=4).eval()
+
+
+@pytest.fixture
+def command(capsys):
+    "asamoe denoise ARGUMENTS -> (exit status, lines on stderr)."
+    def run(*arguments):
+        status = main(['denoise', *map(str, arguments)])
+        return status, capsys.readouterr().err.strip().splitlines()
+    return run
+
+
+@pytest.mark.parametrize('name', bundled())
+def test_bundled_models_load_are_small_and_have_a_card(name):
+    net = from_pretrained(name)
+    assert sum(p.numel() for p in net.parameters()) <= PAPER and not net.training
+    card = (Path(asamoe.__file__).parent/'weights'/name/'README.md').read_text()
+    assert '## Limits' in card and '## Data and recipe' in card
+
+
+@pytest.mark.parametrize('name', bundled())
+def test_bundled_models_remove_noise(name):
+    clean = np.tile(np.linspace(.2, .8, 48, dtype=np.float32)[:, None, None], (1, 40, 3))
+    noisy = clean + .2*np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
+    error = lambda x: ((x - clean)**2).mean()
+    assert error(asamoe.denoise(noisy.clip(0, 1), .2, model=name)) < .25*error(noisy.clip(0, 1))
+
+
+def test_the_shipped_network_is_within_the_papers_parameters():
+    assert sum(p.numel() for p in AdaptiveUNet(**SHIPPED).parameters()) <= PAPER
+
+
+@pytest.mark.parametrize('shape, axis', [((1, 1), 'auto'), ((37, 50, 3), 'auto'), ((3, 20, 20), 0), ((20, 4, 20), 1), ((2, 9, 70, 1), -1)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32, np.float64])
+def test_same_type_shape_and_range(small, shape, axis, dtype):
+    scale = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    picture = (np.random.default_rng(0).random(shape)*scale).astype(dtype)
+    done = denoise(picture, None, model=small, channel_axis=axis)
+    assert done.shape == shape and done.dtype == dtype and done.min() >= 0 and done.max() <= scale
+
+
+def test_a_batch_is_its_images_and_types_agree(small):
+    x = torch.rand(2, 3, 40, 33)
+    both = denoise(x, .1, model=small)
+    assert torch.equal(both[1], denoise(x[1], .1, model=small))
+    assert np.allclose(denoise(x[0].permute(1, 2, 0).numpy(), .1, model=small), both[0].permute(1, 2, 0).numpy())
+    bytes_ = (x*255).round().byte()
+    assert (denoise(bytes_, .1, model=small).float()/255 - denoise(bytes_.float()/255, .1, model=small)).abs().max() <= .5/255 + 1e-6
+
+
+def test_tiles_leave_no_seams():
+    torch.manual_seed(1)
+    net = AdaptiveUNet(**SHIPPED).eval()
+    x = torch.rand(3, 200, 420)
+    whole = denoise(x, .1, net, tile=0)
+    assert (denoise(x, .1, net, tile=256, overlap=128) - whole).abs().max() < 1/255
+
+
+def test_24_megapixels_within_4_gib(tmp_path):
+    "The picture's share of the memory; a tile's share is measured in chapter 13."
+    script = '''
+import resource, numpy as np, torch
+from asamoe.denoiser import AdaptiveUNet
+from asamoe.pictures import denoise
+net = AdaptiveUNet(dims=(4, 8), encoder=('R',), decoder=('R',), middle='R').eval()
+picture = np.zeros((4000, 6000, 3), np.uint8)
+assert denoise(picture, .1, net).shape == picture.shape
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)'''
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.5
+
+
+def test_command_on_a_picture_and_a_folder(tmp_path, command):
+    folder = tmp_path/'in'; folder.mkdir()
+    exif = Image.Exif(); exif[274] = 8
+    Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(folder/'photo.jpg', exif=exif)
+    (folder/'torn.png').write_bytes(b'no picture')
+    assert command(folder/'photo.jpg', tmp_path/'out.png', '--sigma', '.1', '--model', 'paper')[0] == 0
+    with Image.open(tmp_path/'out.png') as out: assert out.size == (30, 40) and out.getexif()[274] == 8
+    status, said = command(folder, tmp_path/'out', '--model', 'paper')
+    assert status == 1 and (tmp_path/'out'/'photo.jpg').exists() and said[-1] == 'asamoe: 1 of 2 pictures failed: torn.png.'
+
+
+@pytest.mark.parametrize('arguments, says', [(['gone.jpg', 'o.png'], 'no file or folder'), (['gone.jpg', 'o.png', '--sigma', '25'], 'for 25 grey levels'), (['x.png', 'o.png', '--model', 'phto'], 'There is no model')])
+def test_bad_input_gets_one_sentence(arguments, says, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    status, said = command(*arguments, *([] if '--model' in arguments else ['--model', 'paper']))
+    assert status == 1 and len(said) == 1 and says in said[0]
+
+
+def test_denoiser_passes_gradients_and_takes_levels_per_image(small):
+    y = torch.rand(2, 1, 19, 23, requires_grad=True)
+    out = Denoiser(small)(y, torch.tensor([.1, .2]))
+    out.sum().backward()
+    assert out.shape == y.shape and y.grad.abs().sum() > 0
+
+
+def test_plug_and_play_reconstruction_with_deepinv():
+    import_torchvision()                                          # deepinv imports it too, and it may be the half-working kind
+    dinv = pytest.importorskip('deepinv')
+    torch.manual_seed(0)
+    clean = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6), size=48, mode='bicubic').clamp(0, 1)
+    physics = dinv.physics.Inpainting((3, 48, 48), mask=.5, noise_model=dinv.physics.GaussianNoise(.05))
+    y = physics(clean)
+    solver = dinv.optim.optim_builder('HQS', prior=dinv.optim.PnP(Denoiser('paper' if 'photo' not in bundled() else 'photo')), data_fidelity=dinv.optim.L2(), max_iter=8, params_algo=dict(stepsize=1., g_param=.1), verbose=False)
+    error = lambda x: (x - clean).square().mean()
+    assert error(solver(y, physics)) < .5*error(y)
