@@ -216,8 +216,8 @@ def level_means(run, images, sigma, noise_seed=0, turns=1):
     key = measurement_key('means' if turns == 1 else f'means of {turns} turns', images, sigma, noise_seed)
     return run.measure(key, lambda net: evaluate(AtLevel(net, sigma, turns), images, sigma, noise_seed)[['psnr', 'ssim']].mean().round(5).to_dict())
 
-# %% ../nbs/12_denoiser.ipynb #a5de9a8b
-STRENGTHS = {'NLM': (.2, .3, .4, .6, .8), 'wavelet': (.6, .8, 1., 1.3), 'TV': (.6, .8, 1., 1.3, 1.7), 'BM3D': (1.,)}
+# %% ../nbs/12_denoiser.ipynb #6a10cbf1
+STRENGTHS = {'NLM': (.2, .3, .4, .6, .8), 'wavelet': (.6, .8, 1., 1.3), 'TV': (.3, .45, .6, .8, 1., 1.3), 'BM3D': (1.,)}
 
 def classical(method, image, sigma, strength):
     "`image` [H, W, 3] (float, the clean one in [0, 1]) with noise `sigma`, after `method` of scikit-image (or BM3D) with `strength`, a multiple of the method's usual one."
