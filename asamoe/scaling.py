@@ -165,13 +165,14 @@ def peak_product(dtype=torch.float32, n=2048, rounds=5):
     return n**3/best
 
 def wall_times(functions, rounds=7, seconds=20):
-    "Time in ms on the clock of each of `functions` (name -> function), in turns: name -> list. At most `rounds` after a warm-up; none beyond the third is begun after `seconds`."
+    "Time in ms on the clock of each of `functions` (name -> function), in turns: name -> list. Each turn begins with an untimed call, so that nobody pays for the caches and memory that another left behind. At most `rounds`; none beyond the third is begun after `seconds`."
     times, began = {name: [] for name in functions}, time.perf_counter()
-    for i in range(1 + rounds):
-        if i > 3 and time.perf_counter() - began > seconds: break
+    for i in range(rounds):
+        if i > 2 and time.perf_counter() - began > seconds: break
         for name, f in functions.items():
+            f()
             start = time.perf_counter(); f()
-            if i: times[name].append(1e3*(time.perf_counter() - start))
+            times[name].append(1e3*(time.perf_counter() - start))
     return times
 
 def compare(functions, counts, rounds=7, seconds=20):
