@@ -212,6 +212,7 @@ def model_count(N=64, D=128, depth=2, budgets=(32, 64, 128), patch=4):
     layer = executed_count(N, D, budgets).sum(axis=1)['ours']
     return depth*(layer + 4*N*D**2) + 2*N*D*3*patch**2
 
+# %% ../nbs/09_scaling.ipynb #b90f73c8
 KINDS = {'products': ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm_', 'aten::mkldnn_convolution', 'aten::_convolution', 'aten::convolution_backward'),
          'dense': ('aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_scaled_dot_product_flash_attention_for_cpu_backward'),
          'select': ('TopKAttention', 'aten::topk', 'aten::gather', 'aten::index', 'aten::sub_', 'aten::threshold_', 'aten::nextafter'), 'softmax': ('aten::_softmax', 'aten::_softmax_backward_data'), 'copies': ('aten::copy_', 'aten::cat')}
@@ -222,6 +223,7 @@ def time_by_kind(f):
     spent = {e.key: e.self_cpu_time_total for e in p.key_averages()}
     return {f'in_{kind}': sum(spent.get(name, 0) for name in names)/sum(spent.values()) for kind, names in KINDS.items()}
 
+# %% ../nbs/09_scaling.ipynb #481c2e2d
 def bench_model(batch=64, rounds=7, seconds=20, reference=None):
     "`SmallViT` at `batch` images: naive, exact in float32, exact with bf16 products, and `reference(x, state_dict)` if given; inference and training step. A list of rows."
     with torch.random.fork_rng():
@@ -241,6 +243,7 @@ def bench_model(batch=64, rounds=7, seconds=20, reference=None):
         rows += [dict(what='SmallViT', tokens=64, images=batch, run=run) | r | dict(peak_mib=peak_memory(functions[r['candidate']]), **time_by_kind(functions[r['candidate']])) for r in compare(functions, counts, rounds, seconds)]
     return rows
 
+# %% ../nbs/09_scaling.ipynb #2d71b4c2
 def bench_layers(sizes, rounds=7, seconds=20, embed_dim=128, num_heads=4, budgets=(32, 64, 128)):
     "Attention layers with their projections, forward: dense, the soft mixture exact and by blocks, top-1 by blocks. A list of rows."
     rows = []
