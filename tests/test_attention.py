@@ -1,9 +1,11 @@
 "Every fast path equals its plain formula, forward and gradient, odd sizes and extremes included."
-import math
+import math, os, subprocess, sys
+from pathlib import Path
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 
+from asamoe import attention
 from asamoe.attention import AdaptiveAttentionMoE, KEY_BLOCK, QUERY_BLOCK, block_attention, group_size, kth_largest, masked_topk_attention, naive_topk_attention, pieces, topk_attention, z_order
 from asamoe.data import evaluation_noisy, load_source, to_float
 from asamoe.model import SmallViT, load_model, naive_forward
@@ -103,6 +105,57 @@ def test_blocks_of_several_owners():
     q, k, v = (x.detach() for x in qkv(2, 2, 100, 8))
     owner = torch.tensor([1, 0, 1])
     for budget in (32, 200): torch.testing.assert_close(block_attention(q[owner], k, v, budget, owner), block_attention(q, k, v, budget)[owner])
+
+
+@pytest.fixture
+def triton(): return pytest.importorskip('triton', reason="Triton is not installed; pip install 'asamoe[gpu]'")
+
+
+def interpreted_kernels():
+    "Run in a process of its own: Triton's interpreter is chosen on import."
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+    dot = InterpreterBuilder.create_dot                            # multiplies the bit patterns of bfloat16, so it gets float32
+    widen = lambda self, x: self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, widen(self, a), widen(self, b), *rest)
+    attention.kernel_takes = lambda *qkv: True                     # though they are on the CPU
+    attention.block_attention = attention.block_attention.__wrapped__
+    for N, M, d, budget, owner, dtype, atol in [(70, 70, 16, 32, None, torch.float32, 1e-5), (33, 10, 48, 17, [1, 0, 1], torch.float32, 1e-5), (100, 130, 32, 40, [1, 1, 0], torch.float16, 4e-3),
+                                                (256, 64, 128, 128, None, torch.float16, 4e-3), (150, 37, 112, 65, [0, 1], torch.bfloat16, 3e-2), (48, 1, 64, 1, None, torch.bfloat16, 3e-2)]:
+        inputs, owner = [x.detach().to(dtype).requires_grad_() for x in qkv(2, 3, N, d, M)], None if owner is None else torch.tensor(owner)
+        def both(x):
+            q = x[0] if owner is None else x[0][owner]
+            out = attention.block_attention(q, x[1], x[2], budget, owner)
+            target = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+            return [out.detach(), *torch.autograd.grad((out.double()*target).sum(), x)]
+        kernels = both(inputs)
+        assert all(x.dtype == dtype for x in kernels)
+        choose, attention.kernel_takes = attention.choose_blocks, lambda *qkv: False
+        attention.choose_blocks = lambda q, k, *rest: choose(q.to(dtype), k.to(dtype), *rest)      # the same blocks, whatever the type
+        gathered = both([x.detach().double().requires_grad_() for x in inputs])
+        attention.choose_blocks, attention.kernel_takes = choose, lambda *qkv: True
+        for a, b in zip(kernels, gathered): torch.testing.assert_close(a.double(), b, atol=atol*b.abs().max().item(), rtol=0)
+
+
+def test_triton_kernels_equal_the_gathered_path(triton):
+    done = subprocess.run([sys.executable, '-c', 'import test_attention; test_attention.interpreted_kernels()'], cwd=Path(__file__).parent, capture_output=True, text=True,
+                          env=os.environ | {'TRITON_INTERPRET': '1', 'PYTHONPATH': os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('dtype, name', [(torch.float32, 'fp32'), (torch.bfloat16, 'bf16')])
+@pytest.mark.parametrize('kernel', ['forward_kernel', 'backward_kernel'])
+def test_triton_kernels_compile_and_fit(triton, kernel, dtype, name, tmp_path, monkeypatch):
+    "Down to machine code for a GPU that need not be there, within the smallest shared memory of its generation."
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    kernel, constants = getattr(attention, kernel), attention.tiles(64, 128, dtype)
+    options = dict(num_stages=constants.pop('num_stages'))
+    known = dict.fromkeys(constants, 'constexpr') | dict.fromkeys(['LSE', 'DK', 'DV'], '*fp32') | dict.fromkeys(['CHOSEN', 'OWNER'], '*i64') | dict.fromkeys(['h', 'N', 'n', 'blocks'], 'i32') | dict(scale='fp32')
+    source = ASTSource(kernel, {argument: known.get(argument, f'*{name}') for argument in kernel.arg_names}, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32), options=options)
+    assert compiled.asm['cubin'] and compiled.metadata.shared < 99*1024
 
 
 def test_z_order_has_square_tiles():
