@@ -45,7 +45,8 @@ def over_seeds(table, by, columns=('psnr', 'ssim')):
     for names, group in table.groupby(by, sort=False):
         row = dict(zip(by, names), seeds=len(group))
         for c in columns: row[c], row[f'{c}_ci_low'], row[f'{c}_ci_high'] = mean_ci(group[c])
-        rows.append(row | dict(dead_outputs=' '.join(map(str, group.dead_outputs)), parameters=group.parameters.iloc[0]))
+        if 'dead_outputs' in group: row['dead_outputs'] = ' '.join(map(str, group.dead_outputs))
+        rows.append(row | dict(parameters=group.parameters.iloc[0]))
     return pd.DataFrame(rows)
 
 # %% ../nbs/06_ablations.ipynb #5077caff

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCENES', 'CIFAR10_TEST_100', 'PICTURES', 'ImageSet', 'to_float', 'image_set', 'Source', 'Splits', 'crops',
            'shipped_photo', 'dead_leaves', 'mixed', 'photos', 'checked_array', 'npz_source', 'is_cifar10',
-           'read_picture', 'folder_source', 'import_torchvision', 'torchvision_source', 'load_source', 'add_noise',
-           'evaluation_noisy']
+           'read_picture', 'folder_source', 'import_torchvision', 'torchvision_source', 'load_source', 'draw_sigma',
+           'clipped', 'add_noise', 'evaluation_noisy']
 
 # %% ../nbs/01_data.ipynb #372731b2
 import tarfile, urllib.error, zipfile
@@ -237,13 +237,22 @@ def load_source(data, size=32):
     raise DataError(f'Unknown data {str(data)!r}: give photos, cifar10, stl10, a .npz file or a folder of pictures.')
 
 # %% ../nbs/01_data.ipynb #d887f1ae
+def draw_sigma(sigma, n, generator):
+    "Noise levels [n, 1, 1, 1]: all `sigma`, or uniform in the range (low, high)."
+    if not isinstance(sigma, (tuple, list)): return torch.full((n, 1, 1, 1), float(sigma), device=generator.device)
+    low, high = sigma
+    return low + (high - low)*torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
+
+def clipped(noisy, clip, generator):
+    "`noisy` [B, 3, H, W] clipped to [0, 1] (True), as it is (False), or each image clipped with probability `clip`."
+    if clip in (True, False): return noisy.clamp(0, 1) if clip else noisy
+    chosen = torch.rand(len(noisy), 1, 1, 1, generator=generator, device=generator.device) < clip
+    return torch.where(chosen, noisy.clamp(0, 1), noisy)
+
 def add_noise(clean, sigma, generator, clip=True):
-    "`clean` [B, 3, H, W] plus Gaussian noise of level `sigma` (a number, or a range (low, high) drawn uniformly per image), clipped to [0, 1]."
-    if isinstance(sigma, (tuple, list)):
-        low, high = sigma
-        sigma = low + (high - low)*torch.rand(len(clean), 1, 1, 1, generator=generator, device=clean.device)
-    noisy = clean + sigma*torch.randn(clean.shape, generator=generator, device=clean.device)
-    return noisy.clamp(0, 1) if clip else noisy
+    "`clean` [B, 3, H, W] plus Gaussian noise of level `sigma` (a number, levels [B, 1, 1, 1], or a range (low, high) drawn uniformly per image), `clipped` to [0, 1]."
+    if isinstance(sigma, (tuple, list)): sigma = draw_sigma(sigma, len(clean), generator)
+    return clipped(clean + sigma*torch.randn(clean.shape, generator=generator, device=clean.device), clip, generator)
 
 # %% ../nbs/01_data.ipynb #7c1ccc79
 def evaluation_noisy(images, sigma, noise_seed=0, clip=True):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DENOISER', 'CARDS', 'SHIPPED', 'UNET', 'PEERS', 'COST', 'PARTS', 'LEVELS', 'NOISE_LEVELS', 'STRENGTHS',
-           'PUBLISHED_CBSD68', 'ResidualBlock', 'WindowBlock', 'AdaptiveUNet', 'reflected', 'AtLevel', 'DnCNN',
-           'photo_squares', 'photo_splits', 'weights_dir', 'model_card', 'bundle', 'contest_config', 'shipped_config',
-           'level_means', 'classical', 'classical_scores', 'Shipped', 'photo_scores']
+           'PUBLISHED_CBSD68', 'ResidualBlock', 'WindowBlock', 'AdaptiveUNet', 'reflected', 'call', 'AtLevel', 'DnCNN',
+           'photo_squares', 'photo_splits', 'weights_dir', 'load_folder', 'model_card', 'bundle', 'contest_config',
+           'shipped_config', 'level_means', 'classical', 'classical_scores', 'Shipped', 'photo_scores']
 
 # %% ../nbs/12_denoiser.ipynb #ae609c3d
 import json, time, warnings
@@ -19,11 +19,11 @@ from huggingface_hub import PyTorchModelHubMixin
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 
 import asamoe
-from .core import AsamoeError, DataError, atomic_write, generator, one_of, records_dir
+from .core import AsamoeError, DataError, WeightsError, atomic_write, generator, one_of, records_dir
 from .data import PICTURES, Splits, evaluation_noisy, mixed, read_picture, to_float
-from .evaluation import evaluate, image_scores, measurement_key
+from .evaluation import Released, evaluate, image_scores, measurement_key
 from .model import MODELS, TransformerBlock, build_model, make_attention, read_state
-from .training import RunConfig
+from .training import RunConfig, turn
 
 # %% ../nbs/12_denoiser.ipynb #793e6943
 class ResidualBlock(nn.Module):
@@ -105,6 +105,10 @@ def reflected(n, size):
     i = torch.arange(size) % (2*n)
     return torch.where(i < n, i, 2*n - 1 - i)
 
+def call(net, batch, sigma):
+    "`net` on [B, 3, h, w], told `sigma` (a number or [B, 1, 1, 1]) if it takes noise levels."
+    return net(batch, sigma) if getattr(net, 'takes_sigma', False) else net(batch)
+
 class AtLevel(nn.Module):
     "`net` told the noise level `sigma` (where it takes one), for images [B, 3, H, W] of any size. With `turns` > 1 the mean over that many turned and mirrored copies (8 at most)."
     def __init__(self, net, sigma, turns=1):
@@ -114,11 +118,9 @@ class AtLevel(nn.Module):
     def forward(self, x):
         (H, W), m = x.shape[2:], getattr(self.net, 'multiple', 1)
         x = x[:, :, reflected(H, -(-H//m)*m)[:, None], reflected(W, -(-W//m)*m)]
-        level = (self.sigma,) if getattr(self.net, 'takes_sigma', False) else ()
         done = 0
         for way in range(self.turns):
-            turned = torch.rot90(x.flip(3) if way > 3 else x, way % 4, (2, 3))
-            back = torch.rot90(self.net(turned, *level), -(way % 4), (2, 3))
+            back = torch.rot90(call(self.net, turn(x, way), self.sigma), -(way % 4), (2, 3))
             done = done + (back.flip(3) if way > 3 else back)
         return (done/self.turns)[:, :, :H, :W]
 
@@ -159,6 +161,18 @@ def photo_splits(folder, size=64):
 
 # %% ../nbs/12_denoiser.ipynb #faffda8a
 def weights_dir(): return Path(asamoe.__file__).parent/'weights'
+
+def load_folder(folder):
+    "The network in a saved `folder` (config.json, model.safetensors), in `eval()`. Raises `WeightsError`."
+    folder = Path(folder)
+    try: config = json.loads((folder/'config.json').read_text())
+    except (OSError, ValueError) as e: raise WeightsError(f'{folder} is no saved model: it has no readable config.json. Give a folder written by save_pretrained.') from e
+    state = read_state(folder/'model.safetensors')
+    name, _ = config.pop('model', 'AdaptiveUNet' if 'dims' in config else 'SmallViT'), config.pop('run', None)
+    net = build_model(one_of(name, MODELS, 'model'), **config)
+    try: net.load_state_dict(state)
+    except RuntimeError as e: raise WeightsError(f'The weights in {folder} do not fit its config.json: copy or save the folder again.') from e
+    return net.eval()
 
 CARDS = dict(
     paper=('The model of the paper *Adaptive Sparse Attention MoE for Image Denoising*, trained anew by its recipe.', 'It takes squares of 32 x 32 pixels and knows one noise level, 0.2; `asamoe.denoise` cuts larger pictures into such squares. It is here for comparison; use `photo` or `cifar10` to denoise.'),
@@ -239,8 +253,8 @@ def classical_scores(method, images, sigma, strength, noise_seed=0):
     return dict(psnr=s.psnr.mean(), ssim=s.ssim.mean(), seconds_per_megapixel=seconds)
 
 # %% ../nbs/12_denoiser.ipynb #8759f152
-class Shipped:
-    "The bundled `model` and its run's record; `measure` works as that of `Run`. False where it has no record."
+class Shipped(Released):
+    "The bundled `model` and its run's record. False where it has no record."
     def __init__(self, model, publish=False):
         config = weights_dir()/model/'config.json'
         self.folder, self.publish = config.parent, publish
@@ -249,17 +263,7 @@ class Shipped:
 
     def __bool__(self): return self.record is not None
 
-    def model(self):
-        config = json.loads((self.folder/'config.json').read_text())
-        net = build_model(config.pop('model'), **{k: v for k, v in config.items() if k != 'run'})
-        net.load_state_dict(read_state(self.folder/'model.safetensors'))
-        return net.eval()
-
-    def measure(self, key, f):
-        if key not in self.record['measured']:
-            self.record['measured'][key] = f(self.model())
-            if self.publish: atomic_write(self.path, json.dumps(self.record, sort_keys=True) + '\n')
-        return self.record['measured'][key]
+    def model(self): return load_folder(self.folder)
 
 # %% ../nbs/12_denoiser.ipynb #96076523
 PUBLISHED_CBSD68 = pd.DataFrame([('CBM3D', 50, 27.38, None), ('DnCNN', 50, 27.95, .56), ('FFDNet', 50, 27.96, .85), ('DRUNet', 50, 28.51, 32.64), ('SwinIR', 50, 28.56, 11.5), ('Restormer', 50, 28.56, 26.1)],

@@ -6,16 +6,13 @@
 __all__ = ['CONTEST', 'SMALL', 'sparse_config', 'attention_inputs', 'attention_times', 'kept_times']
 
 # %% ../nbs/14_sparse.ipynb #b9e0f314
-import json, time
 from dataclasses import replace
 
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 
-from .core import atomic_write, one_of, records_dir
-from .data import evaluation_noisy
-from .evaluation import measured_scores, paired_difference
-from .scaling import step, time_in_turns
-from .training import RunConfig, fit
+from .core import one_of
+from .scaling import recorded, step, time_in_turns
+from .training import RunConfig
 
 # %% ../nbs/14_sparse.ipynb #c7dc5dfd
 CONTEST = {'dense': dict(attention='standard+merge'), 'soft, exact': {}, 'soft, blocks': dict(selection='blocks'),
@@ -48,11 +45,8 @@ def attention_times(models, noisy, rounds=15, seconds=20):
 
 # %% ../nbs/14_sparse.ipynb #05a74d35
 def kept_times(runs, noisy, publish=False, **settings):
-    "`attention_times` of finished `runs` (name -> `Run`). With `publish` they are taken from the record `sparse.json` where it has these runs, and kept there."
-    path, key = records_dir()/'sparse.json', '/'.join(run.id for run in runs.values())
-    kept = json.loads(path.read_text()) if publish and path.exists() else {}
-    if key not in kept:
+    "`attention_times` of finished `runs` (name -> `Run`); `recorded` in `sparse.json`."
+    def make():
         times = attention_times({name: run.model() for name, run in runs.items()}, noisy, **settings)
-        kept[key] = {run: {name: np.round(t, 3).tolist() for name, t in by_name.items()} for run, by_name in times.items()}
-        if publish: atomic_write(path, json.dumps(kept, sort_keys=True) + '\n')
-    return kept[key]
+        return {run: {name: np.round(t, 3).tolist() for name, t in by_name.items()} for run, by_name in times.items()}
+    return recorded('sparse', '/'.join(run.id for run in runs.values()), make, publish)
