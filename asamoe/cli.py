@@ -236,9 +236,10 @@ def denoise(
     out:Param('the picture or the folder to write', str),
     sigma:Param('noise level, where images span [0, 1] (default: estimated)', float)=None,
     model:Param('a bundled model, a folder, or a hub id', str)='photo',
+    turns:Param('1 to 8: average over so many turned and mirrored copies', int)=1,
 ):
     "Remove the noise from a picture, or from all pictures in a folder."
-    denoise_path(source, out, sigma, model)
+    denoise_path(source, out, sigma, model, turns=turns)
 
 # %% ../nbs/20_reproduce.ipynb #ac9c244e
 COMMANDS = dict(reproduce=reproduce, denoise=denoise, claims=claims, bench=bench)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DENOISER', 'CARDS', 'SHIPPED', 'UNET', 'PEERS', 'COST', 'LEARNING_RATES', 'PARTS', 'LEVELS', 'LONG_TRAININGS',
            'NOISE_LEVELS', 'STRENGTHS', 'PUBLISHED_CBSD68', 'ResidualBlock', 'WindowBlock', 'AdaptiveUNet', 'reflected',
-           'call', 'AtLevel', 'DnCNN', 'photo_squares', 'photo_splits', 'weights_dir', 'load_folder', 'model_card',
-           'bundle', 'contest_config', 'shipped_config', 'level_means', 'classical', 'classical_scores', 'Shipped',
-           'photo_scores']
+           'call', 'over_turns', 'AtLevel', 'DnCNN', 'photo_squares', 'photo_splits', 'weights_dir', 'load_folder',
+           'model_card', 'bundle', 'contest_config', 'shipped_config', 'level_means', 'classical', 'classical_scores',
+           'Shipped', 'photo_scores']
 
 # %% ../nbs/12_denoiser.ipynb #ae609c3d
 import json, time, warnings
@@ -110,8 +110,17 @@ def call(net, batch, sigma):
     "`net` on [B, 3, h, w], told `sigma` (a number or [B, 1, 1, 1]) if it takes noise levels."
     return net(batch, sigma) if getattr(net, 'takes_sigma', False) else net(batch)
 
+def over_turns(f, x, turns=1):
+    "The mean of `f(x)` over `turns` (1 to 8) turned and mirrored copies of `x` [B, C, H, W], each turned back."
+    if turns == 1: return f(x)
+    total = 0
+    for way in range(turns):
+        back = torch.rot90(f(turn(x, way)), -(way % 4), (2, 3))
+        total = total + (back.flip(3) if way > 3 else back)
+    return total/turns
+
 class AtLevel(nn.Module):
-    "`net` told the noise level `sigma` (where it takes one), for images [B, 3, H, W] of any size. With `turns` > 1 the mean over that many turned and mirrored copies (8 at most)."
+    "`net` told the noise level `sigma` (where it takes one), for images [B, 3, H, W] of any size. `turns` as in `over_turns`."
     def __init__(self, net, sigma, turns=1):
         super().__init__()
         self.net, self.sigma, self.turns = net, sigma, turns
@@ -119,11 +128,7 @@ class AtLevel(nn.Module):
     def forward(self, x):
         (H, W), m = x.shape[2:], getattr(self.net, 'multiple', 1)
         x = x[:, :, reflected(H, -(-H//m)*m)[:, None], reflected(W, -(-W//m)*m)]
-        done = 0
-        for way in range(self.turns):
-            back = torch.rot90(call(self.net, turn(x, way), self.sigma), -(way % 4), (2, 3))
-            done = done + (back.flip(3) if way > 3 else back)
-        return (done/self.turns)[:, :, :H, :W]
+        return over_turns(lambda x: call(self.net, x, self.sigma), x, self.turns)[:, :, :H, :W]
 
 # %% ../nbs/12_denoiser.ipynb #3a59129b
 class DnCNN(nn.Module):
