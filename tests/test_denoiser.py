@@ -9,7 +9,7 @@ import asamoe
 from asamoe.cli import main
 from asamoe.data import import_torchvision
 from asamoe.denoiser import AdaptiveUNet, SHIPPED
-from asamoe.pictures import Denoiser, bundled, denoise, from_pretrained
+from asamoe.pictures import Denoiser, bundled, denoise, from_pretrained, read_file
 
 PAPER = 599_689
 
@@ -65,6 +65,23 @@ def test_a_batch_is_its_images_and_types_agree(small):
     assert np.allclose(denoise(x[0].permute(1, 2, 0).numpy(), .1, model=small), both[0].permute(1, 2, 0).numpy())
     bytes_ = (x*255).round().byte()
     assert (denoise(bytes_, .1, model=small).float()/255 - denoise(bytes_.float()/255, .1, model=small)).abs().max() <= .5/255 + 1e-6
+
+
+def test_eight_turns_make_it_blind_to_turns(small):
+    picture = np.random.default_rng(0).random((32, 32, 3)).astype(np.float32)
+    ways = [lambda x: x, np.rot90, np.flipud, np.fliplr]
+    done = [way(denoise(picture, .1, small, turns=8)) for way in ways]
+    for way, expected in zip(ways, done): np.testing.assert_allclose(denoise(way(picture), .1, small, turns=8), expected, atol=1e-5)
+    assert np.abs(np.rot90(denoise(picture, .1, small)) - denoise(np.rot90(picture), .1, small)).max() > 1e-3
+
+
+def test_sixteen_bits_of_colour_are_not_dropped_in_silence(tmp_path):
+    import struct, zlib
+    def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+    rows = b''.join(b'\0' + bytes(6*4) for _ in range(4))          # a 4 x 4 PNG of 3 x 16 bits: Pillow cannot write one
+    (tmp_path/'deep.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+    with pytest.warns(UserWarning, match='16 bits'): array, _ = read_file(tmp_path/'deep.png')
+    assert array.shape == (4, 4, 3)
 
 
 def test_tiles_leave_no_seams():
