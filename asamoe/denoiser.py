@@ -228,8 +228,8 @@ def contest_config(name, images=50_000, seed=0, epochs=20, lr=DENOISER.lr):
     change = dict(model_args=SHIPPED) | (PEERS | PARTS | LEVELS)[one_of(name, PEERS | PARTS | LEVELS, 'contestant')]
     return replace(DENOISER, **change, batch_size=16, lr=lr, seed=seed, epoch_images=images//epochs, epochs=max(1, round(epochs/COST.get(name, COST['dense attention']))))
 
-def shipped_config(model, epochs, seed=0, clip=.5):
-    "The `RunConfig` of the bundled model `cifar10` (epochs of all training images) or `photo` (epochs of 1,000 squares, of which the share `clip` is clipped)."
+def shipped_config(model, epochs, seed=0, clip=False):
+    "The `RunConfig` of the bundled model `cifar10` (epochs of all training images) or `photo` (epochs of 1,000 squares, of which the share `clip` is clipped: none in the one that ships)."
     if one_of(model, ('cifar10', 'photo'), 'model') == 'cifar10': return replace(DENOISER, model_args=SHIPPED, batch_size=16, epochs=epochs, seed=seed)
     return replace(DENOISER, model_args=SHIPPED, sigma=(.02, .25), clip=clip, batch_size=8, epoch_images=1000, epochs=epochs, seed=seed)
 
