@@ -230,10 +230,10 @@ KINDS = {'products': ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm_', 
          'dense': ('aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_scaled_dot_product_flash_attention_for_cpu_backward'),
          'select': ('TopKAttention', 'aten::topk', 'aten::gather', 'aten::index', 'aten::sub_', 'aten::threshold_', 'aten::nextafter'), 'softmax': ('aten::_softmax', 'aten::_softmax_backward_data'), 'copies': ('aten::copy_', 'aten::cat')}
 
-def time_by_kind(f):
-    "The shares of the time of `f()` on one thread in each of `KINDS` of operations; numpy's partition counts to `select`."
+def time_by_kind(f, kinds=KINDS):
+    "The shares of the time of `f()` on one thread in each of `kinds` of operations (name -> names of operations); numpy's partition counts to `select`."
     with one_thread(), profile(activities=[ProfilerActivity.CPU]) as p: f()
-    return {f'in_{kind}': share for kind, share in time_shares(p, **KINDS).items()}
+    return {f'in_{kind}': share for kind, share in time_shares(p, **kinds).items()}
 
 # %% ../nbs/09_scaling.ipynb #481c2e2d
 def bench_model(batch=64, rounds=7, seconds=20, reference=None):
