@@ -9,11 +9,11 @@ __all__ = ['PUBLISHED', 'MATCHED_DIM', 'VARIANTS', 'ablation_setting', 'ablation
 # %% ../nbs/06_ablations.ipynb #3bff0b1b
 from dataclasses import replace
 
-import pandas as pd, scipy.stats
+import pandas as pd
 
 from .core import AsamoeError, one_of
 from .evaluation import mean_ci, measured_peaks, measured_scores, paired_difference
-from .training import ABLATION, fit
+from .training import ABLATION
 
 # %% ../nbs/06_ablations.ipynb #a9937d8f
 def ablation_setting(preset, source, sigma=.2, epochs=None):

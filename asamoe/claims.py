@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .ablations import PUBLISHED, ablation_setting
-from .core import AsamoeError, atomic_write, get_preset, root
+from .core import AsamoeError, atomic_write, root
 from .model import SmallViT
 from .robustness import ROBUSTNESS
 from .training import ABLATION, HEADLINE

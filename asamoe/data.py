@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from skimage import io as skio, transform as sktransform
 
-from .core import DataError, data_dir, derive_seed, generator, one_of, sha256
+from .core import DataError, data_dir, derive_seed, generator, sha256
 
 # %% ../nbs/01_data.ipynb #ad5626d8
 @dataclass(frozen=True, eq=False)
@@ -237,11 +237,12 @@ def load_source(data, size=32):
     raise DataError(f'Unknown data {str(data)!r}: give photos, cifar10, stl10, a .npz file or a folder of pictures.')
 
 # %% ../nbs/01_data.ipynb #d887f1ae
-def draw_sigma(sigma, n, generator):
-    "Noise levels [n, 1, 1, 1]: all `sigma`, or uniform in the range (low, high)."
+def draw_sigma(sigma, n, generator, power=1.):
+    "Noise levels [n, 1, 1, 1]: all `sigma`, or from the range (low, high) so that level**`power` is uniform (0: its logarithm): below 1 low levels come more often."
     if not isinstance(sigma, (tuple, list)): return torch.full((n, 1, 1, 1), float(sigma), device=generator.device)
-    low, high = sigma
-    return low + (high - low)*torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
+    (low, high), share = sigma, torch.rand(n, 1, 1, 1, generator=generator, device=generator.device)
+    if power == 1: return low + (high - low)*share
+    return low*(high/low)**share if power == 0 else (low**power + (high**power - low**power)*share)**(1/power)
 
 def clipped(noisy, clip, generator):
     "`noisy` [B, 3, H, W] clipped to [0, 1] (True), as it is (False), or each image clipped with probability `clip`."

@@ -214,13 +214,13 @@ def bundle(name, run, scores=(), folder=None):
 SHIPPED = dict(encoder=('R', 'RR'), decoder=('RR', 'R'), middle='RA', attention='standard')
 UNET = dict(encoder=('R', 'RR'), decoder=('RR', 'RR'), middle='R')
 PEERS = {'U-Net': dict(model_args=UNET), 'dense attention': dict(model_args=SHIPPED), 'routed attention': dict(model_args={}),
-         'DnCNN': dict(model='DnCNN', model_args={}), 'SmallViT': dict(model='SmallViT', model_args={})}
-COST = {'U-Net': 1, 'dense attention': 1.08, 'routed attention': 1.18, 'DnCNN': 2.95, 'SmallViT': .66}
+         'DnCNN': dict(model='DnCNN', model_args={}), 'small DnCNN': dict(model='DnCNN', model_args=dict(depth=8, width=48)), 'SmallViT': dict(model='SmallViT', model_args={})}
+COST = {'U-Net': 1, 'dense attention': 1.08, 'routed attention': 1.18, 'DnCNN': 2.95, 'small DnCNN': .72, 'SmallViT': .66}
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 PARTS = {'without noise level': dict(model_args=dict(SHIPPED, told_sigma=False)), 'predicting the image': dict(model_args=dict(SHIPPED, residual=False)),
          'plain squared error': dict(loss='mse'), 'without turning': dict(augment=False)}
-LEVELS = {f'only {level:g}': dict(sigma=level) for level in (.1, .2, .3)}
-LONG_TRAININGS = 80, 260                                         # epochs of `cifar10`; the longest ships
+LEVELS = {'uniform roots': dict(sigma_power=.5), 'uniform logarithms': dict(sigma_power=0)} | {f'only {level:g}': dict(sigma=level) for level in (.1, .2, .3)}
+LONG_TRAININGS = dict(epochs=80), dict(epochs=260), dict(epochs=260, lr=1e-3, sigma_power=.5)   # of `cifar10`; the last one ships
 NOISE_LEVELS = (.05, .1, .15, .2, .25, .3, .35)
 
 def contest_config(name, images=50_000, seed=0, epochs=20, lr=DENOISER.lr):
@@ -228,10 +228,10 @@ def contest_config(name, images=50_000, seed=0, epochs=20, lr=DENOISER.lr):
     change = dict(model_args=SHIPPED) | (PEERS | PARTS | LEVELS)[one_of(name, PEERS | PARTS | LEVELS, 'contestant')]
     return replace(DENOISER, **change, batch_size=16, lr=lr, seed=seed, epoch_images=images//epochs, epochs=max(1, round(epochs/COST.get(name, COST['dense attention']))))
 
-def shipped_config(model, epochs, seed=0, clip=False):
-    "The `RunConfig` of the bundled model `cifar10` (epochs of all training images) or `photo` (epochs of 1,000 squares, of which the share `clip` is clipped: none in the one that ships)."
-    if one_of(model, ('cifar10', 'photo'), 'model') == 'cifar10': return replace(DENOISER, model_args=SHIPPED, batch_size=16, epochs=epochs, seed=seed)
-    return replace(DENOISER, model_args=SHIPPED, sigma=(.02, .25), clip=clip, batch_size=8, epoch_images=1000, epochs=epochs, seed=seed)
+def shipped_config(model, epochs, seed=0, **change):
+    "The `RunConfig` of the bundled model `cifar10` (epochs of all training images) or `photo` (epochs of 1,000 squares, half of them with clipped noise). `change` are other fields of it."
+    base = dict(cifar10=dict(batch_size=16), photo=dict(sigma=(.02, .25), clip=.5, batch_size=8, epoch_images=1000))[one_of(model, ('cifar10', 'photo'), 'model')]
+    return replace(DENOISER, **dict(model_args=SHIPPED, epochs=epochs, seed=seed) | base | change)
 
 # %% ../nbs/12_denoiser.ipynb #3e4c32c6
 def level_means(run, images, sigma, noise_seed=0, turns=1):

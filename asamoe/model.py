@@ -8,13 +8,12 @@ __all__ = ['ATTENTIONS', 'MODELS', 'make_attention', 'TransformerBlock', 'SmallV
 
 # %% ../nbs/03_model.ipynb #1a6c68aa
 import pickle, re, zipfile
-from functools import partial
 from pathlib import Path
 
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch.nn as nn
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from .core import AsamoeError, WeightsError, one_of
 from .attention import AdaptiveAttentionMoE, NonAdaptiveSparseAttention, StandardAttention, naive_mixture, z_order

@@ -7,11 +7,11 @@ __all__ = ['routing_maps', 'edge_map', 'correlation', 'morans_i', 'shuffled_i', 
            'variance_table']
 
 # %% ../nbs/07_routing.ipynb #d8f785a3
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import pandas as pd, torch, torch.nn.functional as F
 
 from .core import EXPERTS, generator
 from .data import evaluation_noisy, to_float
-from .evaluation import edge_strength, first_choice_share
+from .evaluation import edge_strength
 
 # %% ../nbs/07_routing.ipynb #94e83384
 @torch.no_grad()

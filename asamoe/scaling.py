@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import AsamoeError, atomic_write, generator, records_dir
+from .core import atomic_write, generator, records_dir
 from .attention import KEY_BLOCK, QUERY_BLOCK, AdaptiveAttentionMoE, StandardAttention, block_attention, dispatch, naive_mixture, naive_topk_attention, topk_attention
 from .model import SmallViT, naive_forward
 
@@ -122,13 +122,13 @@ def measure(sizes, embed_dim=128, num_heads=4, budgets=(32, 64, 128), rounds=15,
 
 # %% ../nbs/09_scaling.ipynb #48c756dc
 def recorded(name, key, make, publish=False, stale=lambda entry: False):
-    "`make()`, a json value. With `publish` it is taken from the record `name`.json, where that has it under `key` and it is not `stale`, and kept there."
+    "`make()`, a json value. With `publish` it is taken from the record `name`.json, where that has it under `key` and it is not `stale`, and kept there. Without `make`: what is kept, or None."
     path = records_dir()/f'{name}.json'
     kept = json.loads(path.read_text()) if publish and path.exists() else {}
-    if key not in kept or stale(kept[key]):
+    if make and (key not in kept or stale(kept[key])):
         kept[key] = make()
         if publish: atomic_write(path, json.dumps(kept, sort_keys=True) + '\n')
-    return kept[key]
+    return kept.get(key)
 
 def measured_scaling(publish=False, retrain='', **settings):
     "`measure(**settings)` with `measured` (ISO time), `versions` and `hardware`; `recorded` in `scaling.json`, unless that is older than `retrain` (ISO time)."

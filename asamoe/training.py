@@ -31,7 +31,7 @@ class RunConfig:
     "All that decides a training, but for the images. Defaults: the paper's headline recipe."
     model: str = 'SmallViT'            # name in MODELS
     model_args: dict = field(default_factory=dict)
-    sigma: float|tuple = .2            # noise level, or (low, high) drawn uniformly per image
+    sigma: float|tuple = .2            # noise level, or (low, high) drawn per image
     clip: bool|float = True            # clip noisy images to [0, 1]; a number in between: that share of them
     epochs: int = 30
     epoch_images: int = 0              # images per epoch; 0: each training image once
@@ -46,12 +46,15 @@ class RunConfig:
     precision: str = 'no'              # accelerate's mixed precision: no, fp16, bf16
     seed: int = 0
     augment: bool = False              # turn and mirror each image at random
+    sigma_power: float = 1.            # level**sigma_power is uniform in a range (0: the logarithm): below 1, low levels come more often
     loss: str = 'mse'                  # mean squared error; or 'log mse', the mean over images of its logarithm: PSNR, up to a factor
 
     def __post_init__(self):
         for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW'))]:
             one_of(getattr(self, name), options, name)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0: raise AsamoeError('epochs and batch_size must be at least 1 and lr above 0.')
+        low = self.sigma[0] if isinstance(self.sigma, (tuple, list)) else self.sigma
+        if not 0 <= self.sigma_power <= 1 or self.sigma_power == low == 0: raise AsamoeError('sigma_power must be from 0 to 1, and above 0 where the noise level can be 0.')
 
 # %% ../nbs/04_training.ipynb #5f183694
 HEADLINE = RunConfig()
@@ -60,7 +63,7 @@ ABLATION = RunConfig(epochs=10, batch_size=32, optimizer='Adam', weight_decay=0,
 # %% ../nbs/04_training.ipynb #6cad2b74
 def run_id(config, data):
     "The identity of training `config` on `data`: 12 hex digits."
-    later = dict(augment=False, loss='mse')
+    later = dict(augment=False, loss='mse', sigma_power=1)
     content = {k: v for k, v in asdict(config).items() if k not in later or v != later[k]} | dict(train=data.train.fingerprint, val=data.val.fingerprint)
     return sha256(json.dumps(content, sort_keys=True, default=list))[:12]
 
@@ -175,7 +178,7 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     for b, chosen in enumerate(order.split(config.batch_size)):
         clean = to_float(images[chosen.to(images.device)])
         if config.augment: clean = turned(clean, noise)
-        sigma = draw_sigma(config.sigma, len(clean), noise)
+        sigma = draw_sigma(config.sigma, len(clean), noise, config.sigma_power)
         noisy = add_noise(clean, sigma, noise, config.clip)
         share = slice(rank, None, world) if len(clean) >= world else slice(None)
         weight = len(clean[share])*world/len(clean) if len(clean) >= world else 1.
