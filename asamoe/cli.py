@@ -237,9 +237,10 @@ def denoise(
     sigma:Param('noise level, where images span [0, 1] (default: estimated)', float)=None,
     model:Param('a bundled model, a folder, or a hub id', str)='photo',
     turns:Param('1 to 8: average over so many turned and mirrored copies', int)=1,
+    resume:Param('leave alone what OUT has already', store_true)=False,
 ):
     "Remove the noise from a picture, or from all pictures in a folder."
-    denoise_path(source, out, sigma, model, turns=turns)
+    denoise_path(source, out, sigma, model, turns=turns, resume=resume)
 
 # %% ../nbs/20_reproduce.ipynb #ac9c244e
 COMMANDS = dict(reproduce=reproduce, denoise=denoise, claims=claims, bench=bench)
@@ -253,6 +254,7 @@ def main(arguments=None):
         command = COMMANDS[one_of(arguments[0], COMMANDS, 'command')]
         command(**{k: v for k, v in vars(anno_parser(command, prog=f'asamoe {arguments[0]}').parse_args(arguments[1:])).items() if k not in ('pdb', 'xtra')})
     except AsamoeError as e: print(f'asamoe: {e}', file=sys.stderr); return 1
+    except KeyboardInterrupt: print('asamoe: interrupted; what was finished is kept (denoise goes on with --resume, reproduce by itself).', file=sys.stderr); return 130
     return 0
 
 # %% ../nbs/20_reproduce.ipynb #505cfa28

@@ -172,13 +172,14 @@ def photo_splits(folder, size=64):
 def weights_dir(): return Path(asamoe.__file__).parent/'weights'
 
 def load_folder(folder):
-    "The network in a saved `folder` (config.json, model.safetensors), in `eval()`. Raises `WeightsError`."
+    "The network in a saved `folder` (config.json, model.safetensors), in `eval()`; it is `clipped` if it learnt from clipped noise alone. Raises `WeightsError`."
     folder = Path(folder)
-    try: config = json.loads((folder/'config.json').read_text())
-    except (OSError, ValueError) as e: raise WeightsError(f'{folder} is no saved model: it has no readable config.json. Give a folder written by save_pretrained.') from e
+    try: config = dict(json.loads((folder/'config.json').read_text()))
+    except (OSError, ValueError, TypeError) as e: raise WeightsError(f'{folder} is no saved model: it has no readable config.json. Give a folder written by save_pretrained.') from e
     state = read_state(folder/'model.safetensors')
-    name, _ = config.pop('model', 'AdaptiveUNet' if 'dims' in config else 'SmallViT'), config.pop('run', None)
+    name, clipped, _ = config.pop('model', 'AdaptiveUNet' if 'dims' in config else 'SmallViT'), config.pop('clipped', False), config.pop('run', None)
     net = build_model(one_of(name, MODELS, 'model'), **config)
+    net.clipped = clipped
     try: net.load_state_dict(state)
     except RuntimeError as e: raise WeightsError(f'The weights in {folder} do not fit its config.json: copy or save the folder again.') from e
     return net.eval()
@@ -186,13 +187,14 @@ def load_folder(folder):
 CARDS = dict(
     paper=('The model of the paper *Adaptive Sparse Attention MoE for Image Denoising*, trained anew by its recipe.', 'It takes squares of 32 x 32 pixels and knows one noise level, 0.2; `asamoe.denoise` cuts larger pictures into such squares. It is here for comparison; use `photo` or `cifar10` to denoise.'),
     cifar10=('A denoiser for small pictures (32 x 32 pixels and their like), at noise levels from 0.05 to 0.35, clipped.', 'It learnt from 5,000 pictures of ten kinds of things, 32 pixels wide. Photographs at their own scale look different: use `photo` for them.'),
-    photo=('A denoiser for photographs, at noise levels from 0.02 to 0.25.', 'It learnt white Gaussian noise that is the same in every pixel. Noise of real cameras depends on brightness, and JPEG makes it blotchy: expect less there. Very strong noise that was clipped when the file was written costs it a decibel or more (chapter 13 measures it). Text, drawings and medical images were not among the photographs.'))
+    photo=('A denoiser for photographs, at noise levels from 0.02 to 0.25, clipped or not.', 'It learnt white Gaussian noise that is the same in every pixel. Noise of real cameras depends on brightness, and JPEG makes it blotchy: expect less there. Noise may be clipped, as in files, or not; chapter 13 measures both. Text, drawings and medical images were not among the photographs.'))
 
 def model_card(name, run, scores=()):
     "The model card of bundled model `name`, in markdown, from the record of `run`; `scores` are rows of (data, noise level, PSNR, SSIM)."
-    about, limits = CARDS[name]
+    about, limits = CARDS.get(name, ('A denoiser trained with asamoe.', 'Other kinds of pictures, of noise and of noise levels than those it learnt from were not tried.'))
     r, c = run.record, run.record['config']
     level = ' to '.join(f'{s:g}' for s in c['sigma']) if isinstance(c['sigma'], (list, tuple)) else f"{c['sigma']:g}"
+    if isinstance(c['sigma'], (list, tuple)) and c.get('sigma_power', 1) != 1: level += f" (uniform in level**{c['sigma_power']:g})"
     clipping = {0: ', not clipped', 1: ', clipped to [0, 1]'}.get(c['clip'], f", {c['clip']:.0%} of them clipped to [0, 1]")
     seen = (c['epoch_images'] or r['data']['train'])*c['epochs']
     lines = ['---', 'license: mit', 'library_name: asamoe', 'pipeline_tag: image-to-image', 'tags: [image-denoising]', '---', f'# {name}', '', about, '',
@@ -206,7 +208,7 @@ def bundle(name, run, scores=(), folder=None):
     "Write the weights of `run` as bundled model `name`: `model.safetensors`, `config.json`, `README.md`. Returns the folder."
     folder = Path(folder or weights_dir())/name
     atomic_write(folder/'model.safetensors', (run.folder/'weights.safetensors').read_bytes())
-    atomic_write(folder/'config.json', json.dumps(dict(model=run.config.model, run=run.id, **run.config.model_args), indent=1) + '\n')
+    atomic_write(folder/'config.json', json.dumps(dict(model=run.config.model, run=run.id, clipped=run.config.clip is True, **run.config.model_args), indent=1) + '\n')
     atomic_write(folder/'README.md', model_card(name, run, scores))
     return folder
 
