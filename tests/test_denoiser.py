@@ -7,9 +7,10 @@ from PIL import Image
 
 import asamoe
 from asamoe.cli import main
+from asamoe.core import DataError
 from asamoe.data import import_torchvision
 from asamoe.denoiser import AdaptiveUNet, SHIPPED
-from asamoe.pictures import Denoiser, bundled, denoise, from_pretrained, read_file
+from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, from_pretrained, read_file
 
 PAPER = 599_689
 
@@ -82,6 +83,67 @@ def test_sixteen_bits_of_colour_are_not_dropped_in_silence(tmp_path):
     (tmp_path/'deep.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
     with pytest.warns(UserWarning, match='16 bits'): array, _ = read_file(tmp_path/'deep.png')
     assert array.shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize('form', [dict(photometric='rgb'), dict(photometric='rgb', planarconfig='separate'), dict(photometric='rgb', byteorder='>', compression='zlib'), dict(photometric='minisblack')])
+def test_tiff_keeps_sixteen_bits_and_orientation(small, tmp_path, form):
+    tifffile = pytest.importorskip('tifffile')
+    deep = np.random.default_rng(0).integers(0, 65535, (12, 10) if form['photometric'] == 'minisblack' else (12, 10, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path/'in.tif', np.moveaxis(deep, -1, 0) if 'planarconfig' in form else deep, extratags=[(274, 3, 1, 6, True)], **form)
+    assert np.array_equal(read_file(tmp_path/'in.tif')[0], deep)
+    denoise_file(tmp_path/'in.tif', tmp_path/'out.tif', .1, small)
+    done, along = read_file(tmp_path/'out.tif')
+    assert done.shape == deep.shape and done.dtype == np.uint16 and (done % 257 > 0).any()
+    exif = Image.Exif(); exif.load(along['exif'])
+    assert exif[274] == 6
+
+
+def test_what_is_left_behind_is_said(small, tmp_path):
+    grey, colour = np.full((9, 8), 30_000, np.uint16), np.full((9, 8, 3), 90, np.uint8)
+    Image.fromarray(grey).save(tmp_path/'deep.png')
+    with pytest.warns(UserWarning, match='8 of the 16 bits'): denoise_file(tmp_path/'deep.png', tmp_path/'deep.webp', .1, small)
+    assert abs(read_file(tmp_path/'deep.webp')[0].astype(int).mean() - denoise(grey, .1, small).mean()/257) < 8
+    Image.fromarray(colour).save(tmp_path/'pages.tif', save_all=True, append_images=[Image.fromarray(colour)])
+    with pytest.warns(UserWarning, match='2 pictures'): read_file(tmp_path/'pages.tif')
+    Image.fromarray(colour).save(tmp_path/'clear.png', transparency=(90, 90, 90))
+    assert read_file(tmp_path/'clear.png')[0].shape == (9, 8, 4)
+
+
+def test_a_result_that_cannot_be_written_is_not_computed(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path/'alpha.png')
+    (tmp_path/'file').write_text('')
+    monkeypatch.setattr('asamoe.pictures.denoise', lambda *a, **k: pytest.fail('computed'))
+    for out, says in [('o.jpg', 'transparency'), ('o.xyz', 'ending'), ('file/o.png', 'another place')]:
+        with pytest.raises(DataError, match=says): denoise_file(tmp_path/'alpha.png', tmp_path/out, .1, 'paper')
+
+
+def test_resume_leaves_alone_what_is_there(tmp_path, command):
+    folder, out = tmp_path/'in', tmp_path/'out'; folder.mkdir(); out.mkdir()
+    for name in 'ab': Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(folder/f'{name}.png')
+    (out/'a.png').write_text('done')
+    assert command(folder, out, '--model', 'paper', '--resume')[0] == 0
+    assert (out/'a.png').read_text() == 'done' and read_file(out/'b.png')[0].shape == (8, 8, 3)
+
+
+def test_a_folder_saved_again_is_read_again(small, tmp_path):
+    picture = np.random.default_rng(0).random((16, 16, 3)).astype('float32')
+    small.save_pretrained(tmp_path/'mine')
+    before = denoise(picture, .1, tmp_path/'mine')
+    AdaptiveUNet(dims=(8, 16), encoder=('R',), decoder=('R',), middle='R').save_pretrained(tmp_path/'mine')
+    assert np.abs(denoise(picture, .1, tmp_path/'mine') - before).max() > 1e-4
+
+
+@pytest.mark.parametrize('model', ['cifar10', 'photo'])
+def test_grey_is_denoised_as_well(model):
+    "Also by a network that has seen clipped noise only."
+    clean = np.tile(np.linspace(.2, .8, 64, dtype=np.float32), (64, 1))
+    noisy = clean + .2*np.random.default_rng(0).standard_normal(clean.shape).astype('float32')
+    assert ((denoise(noisy, .2, model) - clean)**2).mean() < .1*((noisy - clean)**2).mean()
+
+
+@pytest.mark.parametrize('y, sigma', [(torch.rand(1, 3, 8, 8), 25), (torch.rand(1, 3, 8, 8)*torch.nan, .1), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), .1), (torch.rand(2, 3, 8, 8), [.1]*3), (torch.rand(1, 3, 8, 8), 'much')])
+def test_denoiser_refuses_what_it_cannot_take(small, y, sigma):
+    with pytest.raises(DataError): Denoiser(small)(y, sigma)
 
 
 def test_tiles_leave_no_seams():
