@@ -215,9 +215,9 @@ def bundle(name, run, scores=(), folder=None):
 # %% ../nbs/12_denoiser.ipynb #e867e613
 SHIPPED = dict(encoder=('R', 'RR'), decoder=('RR', 'R'), middle='RA', attention='standard')
 UNET = dict(encoder=('R', 'RR'), decoder=('RR', 'RR'), middle='R')
-PEERS = {'U-Net': dict(model_args=UNET), 'dense attention': dict(model_args=SHIPPED), 'routed attention': dict(model_args={}),
+PEERS = {'U-Net': dict(model_args=UNET), 'dense attention': dict(model_args=SHIPPED), 'routed attention': dict(model_args={}), 'routed made dense': dict(model_args=dict(attention='standard')),
          'DnCNN': dict(model='DnCNN', model_args={}), 'small DnCNN': dict(model='DnCNN', model_args=dict(depth=8, width=48)), 'SmallViT': dict(model='SmallViT', model_args={})}
-COST = {'U-Net': 1, 'dense attention': 1.08, 'routed attention': 1.18, 'DnCNN': 2.95, 'small DnCNN': .72, 'SmallViT': .66}
+COST = {'U-Net': 1, 'dense attention': 1.08, 'routed attention': 1.18, 'routed made dense': .87, 'DnCNN': 2.95, 'small DnCNN': .72, 'SmallViT': .66}
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 PARTS = {'without noise level': dict(model_args=dict(SHIPPED, told_sigma=False)), 'predicting the image': dict(model_args=dict(SHIPPED, residual=False)),
          'plain squared error': dict(loss='mse'), 'without turning': dict(augment=False)}
