@@ -154,8 +154,8 @@ def denoise_channels(net, image, sigma, turns=1, **tiles):
 def load_once(folder, stamps): return load_folder(folder)
 
 def loaded(model):
-    "The network of `model` (a network, a `Denoiser`, or what `from_pretrained` takes), read once as long as its files stay the same."
-    if isinstance(model, nn.Module): return model.net if isinstance(model, Denoiser) else model
+    "The network of `model` (a network, or what `from_pretrained` takes), read once as long as its files stay the same."
+    if isinstance(model, nn.Module): return model
     folder = model_folder(model)
     return load_once(folder, tuple(p.stat().st_mtime_ns for name in ('config.json', 'model.safetensors') if (p := folder/name).exists()))
 
@@ -323,7 +323,8 @@ def denoise_path(source, out, sigma=None, model='photo', progress=True, turns=1,
     "Denoise the picture, or every picture in the folder `source`, into `out`, telling how far it is. With `resume`, pictures that `out` has already are left alone. A picture that fails is named and does not stop the others; then `AsamoeError` is raised at the end."
     noise_levels(sigma, 1); check_turns(turns); loaded(model)             # wrong: say so before the first picture
     source, out = Path(source), Path(out)
-    def tell(path, level): tqdm.write(f'{path}: noise level {level:.3f}, ' + ('estimated' if sigma is None else 'as given'), file=sys.stdout)
+    def tell(path, level):
+        if progress: tqdm.write(f'{path}: noise level {level:.3f}, ' + ('estimated' if sigma is None else 'as given'), file=sys.stdout)
     if not source.exists(): raise DataError(f'There is no file or folder {source}: check the path.')
     if source.is_file():
         target = out/source.name if out.is_dir() else out
