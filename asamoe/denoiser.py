@@ -278,7 +278,7 @@ class Shipped(Released):
 
 # %% ../nbs/12_denoiser.ipynb #96076523
 PUBLISHED_CBSD68 = pd.DataFrame([('CBM3D', 50, 27.38, None), ('DnCNN', 50, 27.95, .56), ('FFDNet', 50, 27.96, .85), ('DRUNet', 50, 28.51, 32.64), ('SwinIR', 50, 28.56, 11.5), ('Restormer', 50, 28.56, 26.1)],
-                                columns=['model', 'level', 'psnr', 'million_parameters'])   # FFDNet's paper, DRUNet's (Zhang et al. 2021, table 3), SwinIR's, Restormer's
+                                columns=['model', 'level', 'psnr', 'million_parameters'])   # the papers of FFDNet, DRUNet (Zhang et al. 2021, table 3) and SwinIR; Restormer: its weights as judged by mmagic
 
 @torch.no_grad()
 def photo_scores(net, paths, level, noise_seed=0):

@@ -1,5 +1,5 @@
 "The denoiser as users meet it: any kind of picture, files, folders, plug and play."
-import subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -7,9 +7,9 @@ from PIL import Image
 
 import asamoe
 from asamoe.cli import main
-from asamoe.core import DataError
+from asamoe.core import DataError, records_dir, sha256
 from asamoe.data import import_torchvision
-from asamoe.denoiser import AdaptiveUNet, SHIPPED
+from asamoe.denoiser import AdaptiveUNet, SHIPPED, weights_dir
 from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, from_pretrained, read_file
 
 PAPER = 599_689
@@ -44,6 +44,16 @@ def test_bundled_models_remove_noise(name):
     noisy = clean + .2*np.random.default_rng(0).standard_normal(clean.shape).astype(np.float32)
     error = lambda x: ((x - clean)**2).mean()
     assert error(asamoe.denoise(noisy.clip(0, 1), .2, model=name)) < .25*error(noisy.clip(0, 1))
+
+
+@pytest.mark.parametrize('name', bundled())
+def test_bundled_weights_and_their_numbers_are_those_of_the_record(name):
+    folder = weights_dir()/name
+    record = json.loads((records_dir()/f"{json.loads((folder/'config.json').read_text())['run']}.json").read_text())
+    assert sha256(folder/'model.safetensors') == record['weights_sha256']
+    card = (folder/'README.md').read_text()
+    means = [m for key, m in record['measured'].items() if key.startswith(('means', 'CBSD68'))]
+    assert means and all(f"{m['psnr']:.2f} | {m['ssim']:.4f}" in card for m in means)
 
 
 def test_the_shipped_network_is_within_the_papers_parameters():
