@@ -135,6 +135,14 @@ def test_resume_leaves_alone_what_is_there(tmp_path, command):
     assert (out/'a.png').read_text() == 'done' and read_file(out/'b.png')[0].shape == (8, 8, 3)
 
 
+def test_an_interruption_is_one_sentence(tmp_path, command, monkeypatch):
+    def interrupt(*a, **k): raise KeyboardInterrupt
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path/'a.png')
+    monkeypatch.setattr('asamoe.pictures.denoise_file', interrupt)
+    status, said = command(tmp_path/'a.png', tmp_path/'b.png', '--model', 'paper')
+    assert status == 130 and len(said) == 1 and '--resume' in said[0]
+
+
 def test_a_folder_saved_again_is_read_again(small, tmp_path):
     picture = np.random.default_rng(0).random((16, 16, 3)).astype('float32')
     small.save_pretrained(tmp_path/'mine')
