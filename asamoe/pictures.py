@@ -150,6 +150,7 @@ def denoise_channels(net, image, sigma, turns=1, **tiles):
     colour -= colour.mean(0)                                      # orthogonal to grey
     return run(colour.mul_(3**.5*sigma).add_(image), 3**.5*sigma).mean(0, keepdim=True)
 
+# %% ../nbs/13_denoise.ipynb #da3a7d69
 @lru_cache(maxsize=4)
 def load_once(folder, stamps): return load_folder(folder)
 
@@ -159,6 +160,7 @@ def loaded(model):
     folder = model_folder(model)
     return load_once(folder, tuple(p.stat().st_mtime_ns for name in ('config.json', 'model.safetensors') if (p := folder/name).exists()))
 
+# %% ../nbs/13_denoise.ipynb #ccb48c38
 def noise_levels(sigma, n):
     "`sigma`, a number or one for each of `n` images, as a list; None stays None. Raises `DataError` unless they are in [0, 1]."
     if sigma is None: return [None]*n
@@ -195,6 +197,7 @@ def estimate_noise(image, channel_axis='auto'):
     stack, colours, _ = as_stack(image, channel_axis)
     return [guess_sigma(x[:colours]) for x in stack]
 
+# %% ../nbs/13_denoise.ipynb #93b11ad6
 @torch.no_grad()
 def denoise(image, sigma=None, model='photo', channel_axis='auto', tile=1024, overlap=128, progress=False, turns=1):
     """`image` without its noise, as the same type, shape and range.
@@ -258,6 +261,7 @@ def read_tiff(path):
     along = dict(exif=with_orientation(int(tags['orientation']))) if 'orientation' in tags else {}
     return np.ascontiguousarray(array), along | ({'icc_profile': tags['icc_profile']} if 'icc_profile' in tags else {})
 
+# %% ../nbs/13_denoise.ipynb #085a5c01
 def read_file(path):
     "(array [H, W] or [H, W, C], what goes along: exif, icc_profile) of a picture file. Warns of what is left behind. Raises `DataError`."
     from PIL import Image
@@ -277,6 +281,7 @@ def read_file(path):
     except Image.DecompressionBombError as e: raise DataError(f'{path} is larger than the {2*Image.MAX_IMAGE_PIXELS:,} pixels that Pillow opens: cut it into parts, or read it otherwise and call asamoe.denoise.') from e
     except (OSError, SyntaxError, ValueError) as e: raise DataError(f'{path} cannot be read as a picture: check the file.') from e
 
+# %% ../nbs/13_denoise.ipynb #f5bb7fab
 def encode(path, array, along):
     "The bytes of a picture file as `path` says by its ending. Warns where it keeps 8 of 16 bits. Raises `DataError` where it cannot hold the picture."
     from PIL import Image, ImageOps
