@@ -53,8 +53,12 @@ class RunConfig:
         for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW'))]:
             one_of(getattr(self, name), options, name)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0: raise AsamoeError('epochs and batch_size must be at least 1 and lr above 0.')
-        low = self.sigma[0] if isinstance(self.sigma, (tuple, list)) else self.sigma
-        if not 0 <= self.sigma_power <= 1 or self.sigma_power == low == 0: raise AsamoeError('sigma_power must be from 0 to 1, and above 0 where the noise level can be 0.')
+        if not 0 <= self.sigma_power <= 1 or self.sigma_power == self.sigma_range[0] == 0: raise AsamoeError('sigma_power must be from 0 to 1, and above 0 where the noise level can be 0.')
+
+    @property
+    def sigma_range(self):
+        "The lowest and the highest noise level."
+        return tuple(self.sigma) if isinstance(self.sigma, (tuple, list)) else (self.sigma, self.sigma)
 
 # %% ../nbs/04_training.ipynb #5f183694
 HEADLINE = RunConfig()
@@ -195,7 +199,7 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
 # %% ../nbs/04_training.ipynb #79f4bd34
 def validation_pair(config, val, device):
     "(noisy, clean) validation images [n, 3, H, W] on `device`; the same on every call. For a model that takes them also the noise levels [n, 1, 1, 1]."
-    low, high = config.sigma if isinstance(config.sigma, (tuple, list)) else (config.sigma, config.sigma)
+    low, high = config.sigma_range
     levels = torch.linspace(low, high, 5)[torch.arange(len(val)) % 5] if low < high else torch.full((len(val),), float(low), dtype=torch.float64)
     noisy = torch.cat([evaluation_noisy(val[i:i+1], levels[i].item(), clip=config.clip) for i in range(len(val))])
     pair = noisy.to(device), to_float(val.images).to(device)
