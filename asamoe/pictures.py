@@ -213,7 +213,7 @@ def denoise(image, sigma=None, model='photo', channel_axis='auto', tile=1024, ov
     model: a bundled name, a folder, a hub id, or a network.
     channel_axis: the axis of the channels, as in scikit-image; None for a grey picture [H, W].
     tile, overlap: pixels. Smaller tiles need less memory; with the default overlap the result differs from that in one piece by less than 1/255, with a smaller one by more.
-    turns: 1 to 8; with 8 the mean over all turned and mirrored copies of the image, a little better for 8 times the time.
+    turns: 1 to 8; above 1 the mean over so many turned and mirrored copies of the image (with 2 it and its mirror image), a little better for so many times the time.
 
     Raises `DataError` for what is no image, `WeightsError` for what is no model."""
     check_turns(turns)

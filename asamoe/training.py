@@ -45,12 +45,12 @@ class RunConfig:
     keep: str = 'best'                 # weights of the best validation epoch, or of the 'last'
     precision: str = 'no'              # accelerate's mixed precision: no, fp16, bf16
     seed: int = 0
-    augment: bool = False              # turn and mirror each image at random
+    augment: bool|str = False          # True: turn and mirror each image at random, eight ways; 'mirror': left and right alone
     sigma_power: float = 1.            # level**sigma_power is uniform in a range (0: the logarithm): below 1, low levels come more often
     loss: str = 'mse'                  # mean squared error; or 'log mse', the mean over images of its logarithm: PSNR, up to a factor
 
     def __post_init__(self):
-        for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW'))]:
+        for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW')), ('augment', (False, True, 'mirror'))]:
             one_of(getattr(self, name), options, name)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0: raise AsamoeError('epochs and batch_size must be at least 1 and lr above 0.')
         if not 0 <= self.sigma_power <= 1 or self.sigma_power == self.sigma_range[0] == 0: raise AsamoeError('sigma_power must be from 0 to 1, and above 0 where the noise level can be 0.')
@@ -150,12 +150,12 @@ def turn(images, way):
     "`images` [B, 3, H, W] mirrored if `way` (0 to 7) is above 3, then turned by `way` % 4 quarters."
     return torch.rot90(images.flip(3) if way > 3 else images, way % 4, (2, 3))
 
-def turned(images, generator):
-    "Each of `images` [B, 3, S, S] turned by a multiple of 90 degrees and perhaps mirrored, at random."
-    ways = torch.randint(8, (len(images),), generator=generator, device=generator.device).to(images.device)
+def turned(images, generator, ways=range(8)):
+    "Each of `images` [B, 3, S, S] turned and mirrored by one of `ways` at random (see `turn`; 0 and 4: mirrored or not)."
+    drawn = torch.tensor(ways)[torch.randint(len(ways), (len(images),), generator=generator, device=generator.device).cpu()].to(images.device)
     out = torch.empty_like(images)
-    for way in range(8):
-        same = ways == way
+    for way in ways:
+        same = drawn == way
         if same.any(): out[same] = turn(images[same], way)
     return out
 
@@ -181,7 +181,7 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     rank, world, totals = accelerator.process_index, accelerator.num_processes, torch.zeros(3, device=accelerator.device)
     for b, chosen in enumerate(order.split(config.batch_size)):
         clean = to_float(images[chosen.to(images.device)])
-        if config.augment: clean = turned(clean, noise)
+        if config.augment: clean = turned(clean, noise, (0, 4) if config.augment == 'mirror' else range(8))
         sigma = draw_sigma(config.sigma, len(clean), noise, config.sigma_power)
         noisy = add_noise(clean, sigma, noise, config.clip)
         share = slice(rank, None, world) if len(clean) >= world else slice(None)

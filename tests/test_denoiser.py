@@ -9,7 +9,7 @@ import asamoe
 from asamoe.cli import main
 from asamoe.core import DataError, records_dir, sha256
 from asamoe.data import import_torchvision
-from asamoe.denoiser import AdaptiveUNet, SHIPPED, weights_dir
+from asamoe.denoiser import DENSE, WIDE, AdaptiveUNet, weights_dir
 from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, from_pretrained, read_file
 
 PAPER = 599_689
@@ -56,8 +56,9 @@ def test_bundled_weights_and_their_numbers_are_those_of_the_record(name):
     assert means and all(f"{m['psnr']:.2f} | {m['ssim']:.4f}" in card for m in means)
 
 
-def test_the_shipped_network_is_within_the_papers_parameters():
-    assert sum(p.numel() for p in AdaptiveUNet(**SHIPPED).parameters()) <= PAPER
+@pytest.mark.parametrize('shape', [DENSE, WIDE])
+def test_the_shipped_networks_are_within_the_papers_parameters(shape):
+    assert sum(p.numel() for p in AdaptiveUNet(**shape).parameters()) <= PAPER
 
 
 @pytest.mark.parametrize('shape, axis', [((1, 1), 'auto'), ((37, 50, 3), 'auto'), ((3, 20, 20), 0), ((20, 4, 20), 1), ((2, 9, 70, 1), -1)])
@@ -166,7 +167,7 @@ def test_denoiser_refuses_what_it_cannot_take(small, y, sigma):
 
 def test_tiles_leave_no_seams():
     torch.manual_seed(1)
-    net = AdaptiveUNet(**SHIPPED).eval()
+    net = AdaptiveUNet(**DENSE).eval()
     x = torch.rand(3, 200, 420)
     whole = denoise(x, .1, net, tile=0)
     assert (denoise(x, .1, net, tile=256, overlap=128) - whole).abs().max() < 1/255
