@@ -231,7 +231,7 @@ LONG_TRAININGS = dict(epochs=80), dict(epochs=260), dict(epochs=260, lr=1e-3, si
 NOISE_LEVELS = (.05, .1, .15, .2, .25, .3, .35)
 
 def contest_config(name, images=50_000, seed=0, epochs=20, lr=DENOISER.lr):
-    "The `RunConfig` of a contestant in `PEERS`, `PARTS`, `DRAWS` or `LEVELS`; the U-Net sees `images` in `epochs`, the others as many as they can in the same time, and all but peers as many as the model that ships."
+    "The `RunConfig` of a contestant in `PEERS`, `PARTS`, `DRAWS` or `LEVELS`; the U-Net sees `images` in `epochs`, the others as many as they can in the same time, and all but peers as many as dense attention."
     contestants = PEERS | PARTS | DRAWS | LEVELS
     change = dict(model_args=DENSE) | contestants[one_of(name, contestants, 'contestant')]
     return replace(DENOISER, **change, batch_size=16, lr=lr, seed=seed, epoch_images=images//epochs, epochs=max(1, round(epochs/COST.get(name, COST['dense attention']))))

@@ -152,10 +152,10 @@ def turn(images, way):
 
 def turned(images, generator, ways=range(8)):
     "Each of `images` [B, 3, S, S] turned and mirrored by one of `ways` at random (see `turn`; 0 and 4: mirrored or not)."
-    drawn = torch.tensor(ways)[torch.randint(len(ways), (len(images),), generator=generator, device=generator.device).cpu()].to(images.device)
+    drawn = torch.randint(len(ways), (len(images),), generator=generator, device=generator.device).to(images.device)
     out = torch.empty_like(images)
-    for way in ways:
-        same = drawn == way
+    for number, way in enumerate(ways):
+        same = drawn == number
         if same.any(): out[same] = turn(images[same], way)
     return out
 
