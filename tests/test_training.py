@@ -7,7 +7,7 @@ import pytest
 
 from asamoe.core import AsamoeError, atomic_write
 from asamoe.data import load_source
-from asamoe.training import RunConfig, fit, runs_dir
+from asamoe.training import RunConfig, fit, images_seen, runs_dir
 
 SCRIPT = '''
 import sys, torch
@@ -92,6 +92,16 @@ def test_records_stand_in_for_weights_and_retraining_ignores_them(home, data):
     assert again.measure('n', lambda model: 2) == 1 and not run.folder.exists()
     with pytest.raises(AsamoeError, match='--retrain'): again.measure('new', lambda model: 2)
     assert fit(TINY, data, publish=True, retrain='2000-01-01T00:00:00Z', progress=False).folder.exists()
+
+
+def test_a_training_starts_from_the_weights_of_another_or_says_what_is_missing(home, data):
+    first = fit(TINY, data, publish=True, progress=False)
+    still = fit(replace(TINY, start=first.id, lr=1e-12), data, progress=False)
+    for (name, a), b in zip(first.model().state_dict().items(), still.model().state_dict().values()): assert (a - b).abs().max() < 1e-6, name
+    assert images_seen(still.record) == 2*images_seen(first.record)
+    (first.folder/'weights.safetensors').unlink()
+    with pytest.raises(AsamoeError, match=f'weights of run {first.id} are not here'): fit(replace(TINY, start=first.id), data, progress=False)
+    with pytest.raises(AsamoeError, match='no run gone'): fit(replace(TINY, start='gone'), data, progress=False)
 
 
 def test_a_loss_that_is_no_number_names_the_batch_and_keeps_the_checkpoint(home, data, monkeypatch):
