@@ -174,12 +174,12 @@ def weights_dir(): return Path(asamoe.__file__).parent/'weights'
 def load_folder(folder):
     "The network in a saved `folder` (config.json, model.safetensors), in `eval()`; it is `clipped` if it learnt from clipped noise alone. Raises `WeightsError`."
     folder = Path(folder)
-    try: config = dict(json.loads((folder/'config.json').read_text()))
+    try: saved = dict(json.loads((folder/'config.json').read_text()))
     except (OSError, ValueError, TypeError) as e: raise WeightsError(f'{folder} is no saved model: it has no readable config.json. Give a folder written by save_pretrained.') from e
-    state = read_state(folder/'model.safetensors')
+    state, config = read_state(folder/'model.safetensors'), dict(saved)
     name, clipped, _ = config.pop('model', 'AdaptiveUNet' if 'dims' in config else 'SmallViT'), config.pop('clipped', False), config.pop('run', None)
     net = build_model(one_of(name, MODELS, 'model'), **config)
-    net.clipped = clipped
+    net.clipped, net._hub_mixin_config = clipped, saved           # saved again, it keeps all that it is
     try: net.load_state_dict(state)
     except RuntimeError as e: raise WeightsError(f'The weights in {folder} do not fit its config.json: copy or save the folder again.') from e
     return net.eval()

@@ -152,6 +152,13 @@ def test_a_folder_saved_again_is_read_again(small, tmp_path):
     assert np.abs(denoise(picture, .1, tmp_path/'mine') - before).max() > 1e-4
 
 
+@pytest.mark.parametrize('model', ['cifar10', 'paper'])
+def test_a_bundled_model_saved_again_denoises_the_same(model, tmp_path):
+    picture = 1.2*np.random.default_rng(0).random((32, 32, 3)).astype('float32') - .1
+    from_pretrained(model).save_pretrained(tmp_path/'mine')
+    assert np.array_equal(denoise(picture, .2, tmp_path/'mine'), denoise(picture, .2, model))
+
+
 @pytest.mark.parametrize('model', ['cifar10', 'photo'])
 def test_grey_is_denoised_as_well(model):
     "Also by a network that has seen clipped noise only."
