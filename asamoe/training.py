@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'ABLATION', 'RunConfig', 'run_id', 'save_checked', 'load_checked', 'Run', 'read_weights', 'record_of',
-           'lineage', 'images_seen', 'epoch_order', 'turn', 'turned', 'takes_sigma', 'batch_loss', 'train_epoch',
-           'validation_pair', 'validate', 'start_accelerator', 'learning_rate', 'describe_machine', 'initial_state',
-           'train', 'finish', 'take_stock', 'fit']
+           'lineage', 'images_seen', 'epoch_order', 'turn', 'turned', 'varied', 'takes_sigma', 'batch_loss',
+           'train_epoch', 'validation_pair', 'validate', 'start_accelerator', 'learning_rate', 'describe_machine',
+           'initial_state', 'train', 'finish', 'take_stock', 'fit']
 
 # %% ../nbs/04_training.ipynb #5732d861
 import io, json, math, os, platform, time
@@ -46,13 +46,13 @@ class RunConfig:
     keep: str = 'best'                 # weights of the best validation epoch, or of the 'last'
     precision: str = 'no'              # accelerate's mixed precision: no, fp16, bf16
     seed: int = 0
-    augment: bool|str = False          # True: turn and mirror each image at random, eight ways; 'mirror': left and right alone
+    augment: bool|str = False          # True: turn and mirror each image at random, eight ways; 'mirror': left and right alone; 'varied': that and `varied`
     sigma_power: float = 1.            # level**sigma_power is uniform in a range (0: the logarithm): below 1, low levels come more often
     loss: str = 'mse'                  # mean squared error; or 'log mse', the mean over images of its logarithm: PSNR, up to a factor
     start: str = ''                    # the run whose weights to begin from; '': random weights
 
     def __post_init__(self):
-        for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW')), ('augment', (False, True, 'mirror'))]:
+        for name, options in [('loss', ('mse', 'log mse')), ('schedule', ('cosine', 'constant')), ('keep', ('best', 'last')), ('precision', ('no', 'fp16', 'bf16')), ('optimizer', ('Adam', 'AdamW')), ('augment', (False, True, 'mirror', 'varied'))]:
             one_of(getattr(self, name), options, name)
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0: raise AsamoeError('epochs and batch_size must be at least 1 and lr above 0.')
         if not 0 <= self.sigma_power <= 1 or self.sigma_power == self.sigma_range[0] == 0: raise AsamoeError('sigma_power must be from 0 to 1, and above 0 where the noise level can be 0.')
@@ -180,6 +180,18 @@ def turned(images, generator, ways=range(8)):
         if same.any(): out[same] = turn(images[same], way)
     return out
 
+def varied(images, generator, shift=2, contrast=.2, brightness=.1):
+    "`images` [B, 3, H, W], half of them shifted by up to `shift` pixels (reflected at the edge), half with another contrast and brightness, within [0, 1]."
+    (B, _, H, W), device = images.shape, images.device
+    def draw(low, high): return low + (high - low)*torch.rand(B, 1, 1, 1, generator=generator, device=generator.device).to(device)
+    def half(changed, images): return torch.where(draw(0, 1) < .5, changed, images)
+    padded = F.pad(images, (shift,)*4, mode='reflect')
+    rows, columns = ((draw(0, 2*shift + 1).long().view(B, 1) + torch.arange(n, device=device)) for n in (H, W))
+    shifted = padded[torch.arange(B, device=device).view(B, 1, 1, 1), torch.arange(3, device=device).view(1, 3, 1, 1), rows.view(B, 1, H, 1), columns.view(B, 1, 1, W)]
+    images = half(shifted, images)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return half((mean + draw(1 - contrast, 1 + contrast)*(images - mean) + draw(-brightness, brightness)).clamp(0, 1), images)
+
 def takes_sigma(config): return getattr(MODELS.get(config.model), 'takes_sigma', False)
 
 # %% ../nbs/04_training.ipynb #0f31faac
@@ -202,7 +214,8 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     rank, world, totals = accelerator.process_index, accelerator.num_processes, torch.zeros(3, device=accelerator.device)
     for b, chosen in enumerate(order.split(config.batch_size)):
         clean = to_float(images[chosen.to(images.device)])
-        if config.augment: clean = turned(clean, noise, (0, 4) if config.augment == 'mirror' else range(8))
+        if config.augment: clean = turned(clean, noise, range(8) if config.augment is True else (0, 4))
+        if config.augment == 'varied': clean = varied(clean, noise)
         sigma = draw_sigma(config.sigma, len(clean), noise, config.sigma_power)
         noisy = add_noise(clean, sigma, noise, config.clip)
         share = slice(rank, None, world) if len(clean) >= world else slice(None)
