@@ -273,11 +273,11 @@ def initial_state(config, resumed):
         model = build_model(config.model, **config.model_args)
     optimizer = getattr(torch.optim, config.optimizer)([p for p in model.parameters() if p.requires_grad], lr=config.lr, weight_decay=config.weight_decay)
     state = resumed or dict(history=[], best=None, best_mse=math.inf, seconds=0.)
-    if config.start and not resumed:
-        try: model.load_state_dict(read_weights(record_of(config.start)))
-        except RuntimeError as e: raise WeightsError(f'The weights of run {config.start} do not fit {config.model} with {config.model_args}: start from a run of the same network.') from e
     if resumed:
         model.load_state_dict(resumed['model']); optimizer.load_state_dict(resumed['optimizer'])
+    elif config.start:
+        try: model.load_state_dict(read_weights(record_of(config.start)))
+        except RuntimeError as e: raise WeightsError(f'The weights of run {config.start} do not fit {config.model} with {config.model_args}: start from a run of the same network.') from e
     return model, optimizer, state
 
 # %% ../nbs/04_training.ipynb #c67e7056
