@@ -376,4 +376,5 @@ d = { 'settings': { 'branch': 'main',
                                  'asamoe.training.turned': ('training.html#turned', 'asamoe/training.py'),
                                  'asamoe.training.validate': ('training.html#validate', 'asamoe/training.py'),
                                  'asamoe.training.validation_pair': ('training.html#validation_pair', 'asamoe/training.py'),
-                                 'asamoe.training.varied': ('training.html#varied', 'asamoe/training.py')}}}
+                                 'asamoe.training.varied': ('training.html#varied', 'asamoe/training.py'),
+                                 'asamoe.training.weights_content': ('training.html#weights_content', 'asamoe/training.py')}}}

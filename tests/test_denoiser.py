@@ -11,6 +11,7 @@ from asamoe.core import DataError, records_dir, sha256
 from asamoe.data import import_torchvision
 from asamoe.denoiser import DENSE, WIDE, AdaptiveUNet, weights_dir
 from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, from_pretrained, read_file
+from asamoe.training import lineage
 
 PAPER = 599_689
 
@@ -54,6 +55,7 @@ def test_bundled_weights_and_their_numbers_are_those_of_the_record(name):
     card = (folder/'README.md').read_text()
     means = [m for key, m in record['measured'].items() if key.startswith(('means', 'CBSD68'))]
     assert means and all(f"{m['psnr']:.2f} | {m['ssim']:.4f}" in card for m in means)
+    assert all(f"{part['seconds']/60:.0f} minutes at learning rate {part['config']['lr']:g}" in card for part in lineage(record))
 
 
 @pytest.mark.parametrize('shape', [DENSE, WIDE])
