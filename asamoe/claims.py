@@ -147,6 +147,7 @@ def results_block(table, claims):
              '| statement | paper | here (95 % interval) | verdict |', '|---|---|---|---|']
     for r in table.join(claims[['quantity', 'test']]).set_index('id').loc[README_ROWS].itertuples():
         here = '' if np.isnan(r.reproduced) else f'{r.reproduced:,.0f}' if r.reproduced > 1000 else f'{r.reproduced:.4g}' if np.isnan(r.ci_low) else f'{r.reproduced:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]' if abs(r.reproduced) < 1 else f'{r.reproduced:.2f} [{r.ci_low:.2f}, {r.ci_high:.2f}]'
+        if here and r.unit == '%': here += '%'
         printed = r.paper if r.paper.endswith(r.unit) and r.paper else f'{r.paper} {r.unit}' if r.paper else f'no number; test: `{r.quantity} {r.test}`'
         lines.append(f'| {r.statement} | {printed} | {here} | {r.verdict} |')
     return '\n'.join(lines)

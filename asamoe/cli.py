@@ -159,7 +159,7 @@ def campaign(retrain):
 # %% ../nbs/20_reproduce.ipynb #c973baa8
 def reproduce(
     preset:Param('how much: smoke (seconds), quick (minutes), paper (as published)', str, choices=list(PRESETS))='quick',
-    data:Param('photos, cifar10, stl10, FILE.npz or FOLDER', str)='photos',
+    data:Param('photos, cifar10, cifar10-part, stl10, FILE.npz or FOLDER', str)='photos',
     weights:Param('released weights to judge beside our own trainings', str)='',
     only:Param('chapters to run, such as 05_evaluation; the others keep their files', str, nargs='*')=None,
     jobs:Param('chapters side by side (default: one per core)', int)=0,

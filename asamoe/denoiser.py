@@ -195,12 +195,13 @@ def model_card(name, run, scores=()):
     r, c = run.record, run.record['config']
     level = ' to '.join(f'{s:g}' for s in c['sigma']) if isinstance(c['sigma'], (list, tuple)) else f"{c['sigma']:g}"
     if isinstance(c['sigma'], (list, tuple)) and c.get('sigma_power', 1) != 1: level += f" (uniform in level**{c['sigma_power']:g})"
+    example = '0.1' if isinstance(c['sigma'], (list, tuple)) else level
     clipping = {0: ', not clipped', 1: ', clipped to [0, 1]'}.get(c['clip'], f", {c['clip']:.0%} of them clipped to [0, 1]")
     turning = {False: '', 'mirror': ', mirrored at random', 'varied': ', mirrored, shifted, and with other contrast and brightness at random'}
     trainings = '; then '.join(f"{p['seconds']/60:.0f} minutes at learning rate {p['config']['lr']:g} ({p['config']['schedule']}){turning.get(p['config'].get('augment', False), ', turned and mirrored at random')}" for p in lineage(r))
     threads = r['hardware']['threads']*r['hardware']['processes']
     lines = ['---', 'license: mit', 'library_name: asamoe', 'pipeline_tag: image-to-image', 'tags: [image-denoising]', '---', f'# {name}', '', about, '',
-             '```python', 'import asamoe', f"clean = asamoe.denoise(noisy, sigma=0.1, model='{name}')", '```', '',
+             '```python', 'import asamoe', f"clean = asamoe.denoise(noisy, sigma={example}, model='{name}')", '```', '',
              '## Data and recipe', '', f"{c['model']}, {r['parameters']:,} parameters. Trained on {r['data']['label']}: {r['data']['train']:,} images to learn from, {r['data']['val']:,} to validate; {images_seen(r):,} images seen, noise level {level}{clipping}. "
              f"{c['optimizer']}, batches of {c['batch_size']}, loss {c['loss'] if 'loss' in c else 'mse'}, {threads} processor thread{'s' if threads > 1 else ''}: {trainings}. Run `{run.id}`; its record is in `data/records/`."]
     if len(scores): lines += ['', '## Numbers', '', '| data | noise level | PSNR (dB) | SSIM |', '|---|---|---|---|', *(f'| {d} | {s} | {p:.2f} | {q:.4f} |' for d, s, p, q in scores)]

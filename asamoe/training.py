@@ -316,7 +316,7 @@ def finish(run, accelerator, state):
     atomic_write(run.folder/'history.csv', pd.DataFrame(state['history']).to_csv(index=False))
     run.record = dict(id=run.id, config=asdict(run.config), data=dict(label=run.data.label, train=len(run.data.train), val=len(run.data.val),
                       train_fingerprint=run.data.train.fingerprint, val_fingerprint=run.data.val.fingerprint), history=state['history'],
-                      weights_sha256=sha256(weights), parameters=sum(v.numel() for v in state['best'].values()), seconds=round(state['seconds'], 1),
+                      weights_sha256=sha256(weights), parameters=sum(p.numel() for p in build_model(run.config.model, **run.config.model_args).parameters()), seconds=round(state['seconds'], 1),
                       finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), measured={}, **describe_machine(accelerator))
     run.save()                                                    # the record comes last: where it stands, all stands
     (run.folder/'checkpoint').unlink(missing_ok=True)

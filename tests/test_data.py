@@ -1,11 +1,12 @@
 "Splits that do not leak, and the headline measurement on real images."
-import csv, subprocess, sys
+import csv, json, subprocess, sys
 from pathlib import Path
 
-import pytest
+import numpy as np, pytest
 
-from asamoe.core import AsamoeError
-from asamoe.data import load_source
+import asamoe
+from asamoe.core import AsamoeError, records_dir
+from asamoe.data import import_torchvision, load_source
 
 
 def test_photos_share_no_image_between_parts():
@@ -26,6 +27,21 @@ def test_the_subset_is_recognised_as_cifar10(reference):
     assert not source.demonstration
     parts = source.split(5000, 1000, 1000)
     assert [len(parts.train), len(parts.val), len(parts.test)] == [5000, 170, 1000]
+
+
+def test_the_part_of_all_of_cifar10_is_the_one_behind_the_records(reference, monkeypatch):
+    subset = load_source(str(reference/'cifar10_subset.npz'))
+    class Downloaded:
+        def __init__(self, where, train, download):
+            part = subset.pool if train else subset.test
+            self.data = np.zeros((50_000 if train else 10_000, 32, 32, 3), np.uint8)
+            self.data[part.index] = part.images.permute(0, 2, 3, 1)
+    import_torchvision()
+    monkeypatch.setattr('torchvision.datasets.CIFAR10', Downloaded)
+    part = load_source('cifar10-part')
+    assert part.label == subset.label and part.test.fingerprint == subset.test.fingerprint
+    run = json.loads((Path(asamoe.__file__).parent/'weights'/'paper'/'config.json').read_text())['run']
+    assert part.split(5000, 170, 1000).train.fingerprint == json.loads((records_dir()/f'{run}.json').read_text())['data']['train_fingerprint']
 
 
 def test_released_weights_reach_the_papers_psnr(reference, tmp_path):
