@@ -15,7 +15,7 @@ import nbformat, pandas as pd, papermill
 from fastcore.script import Param, anno_parser, store_true
 
 from .core import AsamoeError, PRESETS, atomic_write, get_preset, one_of, records_dir, root, sha256
-from .data import load_source
+from .data import SOURCES, load_source
 from .model import read_state
 from .pictures import denoise_path
 from .scaling import growth, performance
@@ -106,7 +106,8 @@ def progress(self:Job):
 @patch
 def failure(self:Job):
     "One sentence about what went wrong: the cell, the error, and where the executed copy is."
-    cells = nbformat.read(self.copy, 4).cells if self.copy.exists() else []
+    try: cells = nbformat.read(self.copy, 4).cells
+    except Exception: cells = []                                  # not written, or only half
     for i, cell in enumerate(cells):
         for output in cell.get('outputs', []):
             if output.output_type == 'error': return f'{self.name} failed in cell {i}: {output.ename}: {output.evalue} (executed copy: {self.copy})'
@@ -129,8 +130,9 @@ def run_jobs(jobs, at_once):
                 running.remove(job)
                 print(('\r\033[K' if tty else '') + (f"done      {job.name} in {job.record['seconds']:.0f} s, {len(job.record['files'])} files" if job.state == 'done' else f'FAILED    {job.failure()}'), flush=True)
             if tty and running: print('\r\033[K' + ' | '.join(j.progress() for j in running), end='', flush=True)
-    except KeyboardInterrupt:
+    except BaseException as e:
         for job in running: job.process.terminate()
+        if not isinstance(e, KeyboardInterrupt): raise
         raise AsamoeError('Interrupted: what was computed is kept, and the same command goes on from there.') from None
     return [job for job in jobs if job.state == 'failed']
 
@@ -171,7 +173,8 @@ def reproduce(
     known, get = chapters(), get_preset(preset)
     names = [one_of(Path(n).stem, known, 'chapter') for n in only] if only else list(known)
     local = lambda p: str(Path(p).expanduser().resolve()) if p and Path(p).expanduser().exists() else p
-    data, weights = local(data), local(weights)
+    data, weights = data if data in SOURCES else local(data), local(weights)
+    if jobs < 0: raise AsamoeError(f'--jobs is {jobs}: give how many chapters may run side by side.')
     label = load_source(data).label                               # wrong data or weights: say so now, not in every chapter
     if weights: read_state(weights)
     folder = Path(out).expanduser().resolve() if out else root()/'figures'/('' if get.publishes else preset)
@@ -202,7 +205,9 @@ def claims(
     "Show the paper's claims with our values and verdicts."
     path = Path(table) if table else root()/'figures'/'claims.csv'
     if not path.exists(): raise AsamoeError(f'There is no {path}: run asamoe reproduce --preset paper first.')
-    rows = pd.read_csv(path, keep_default_na=False, dtype=str)
+    try: rows = pd.read_csv(path, keep_default_na=False, dtype=str)
+    except (OSError, ValueError) as e: raise AsamoeError(f'{path} cannot be read as a table: {e}.') from e
+    if not {'statement', 'verdict'} <= set(rows): raise AsamoeError(f'{path} is no table of claims: it has no columns statement and verdict.')
     rows = rows[rows.statement.str.contains(search, case=False, regex=False) & (rows.verdict == verdict if verdict else True)]
     for r in rows.itertuples():
         interval = f' [{r.ci_low}, {r.ci_high}]' if r.ci_low else ''
@@ -220,7 +225,9 @@ def bench(
 ):
     "Time and memory of naive, exact, block, top-1 and dense attention, as one table; in some minutes."
     sizes = [n for n in (64, 256, 1024, 4096, 16384) if n <= largest]
-    vit = runpy.run_path(reference)['vit'] if reference else None
+    if reference and not Path(reference).is_file(): raise AsamoeError(f'There is no file {reference}: check the path.')
+    vit = runpy.run_path(reference).get('vit') if reference else None
+    if reference and vit is None: raise AsamoeError(f'{reference} has no function vit(x, state_dict).')
     table = performance(sizes, [n for n in sizes if 256 <= n <= 4096], rounds, seconds, vit, batch)
     for (what, run), part in table.groupby(['what', 'run'], sort=False):
         print(f'\n{what}, {run}; ratios to {part.candidate.iloc[0]}\n' + part.drop(columns=['what', 'run', 'threads', 'machine', 'torch']).dropna(axis=1, how='all').round(3).to_string(index=False, na_rep=''))
@@ -253,7 +260,9 @@ def main(arguments=None):
     try:
         command = COMMANDS[one_of(arguments[0], COMMANDS, 'command')]
         command(**{k: v for k, v in vars(anno_parser(command, prog=f'asamoe {arguments[0]}').parse_args(arguments[1:])).items() if k not in ('pdb', 'xtra')})
-    except AsamoeError as e: print(f'asamoe: {e}', file=sys.stderr); return 1
+        sys.stdout.flush()
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0     # whoever read has had enough, as `head` does
+    except (AsamoeError, OSError) as e: print(f'asamoe: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('asamoe: interrupted; what was finished is kept (denoise goes on with --resume, reproduce by itself).', file=sys.stderr); return 130
     return 0
 

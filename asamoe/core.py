@@ -65,7 +65,7 @@ def atomic_write(path, content):
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+            fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:32]}.')
             with os.fdopen(fd, 'wb') as f:
                 f.write(content); f.flush(); os.fsync(f.fileno())
             os.chmod(tmp, 0o644)

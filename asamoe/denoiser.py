@@ -47,7 +47,7 @@ class WindowBlock(nn.Module):
         "-> [B, C, H, W], and with `return_routing` the probabilities [B * windows, window^2, E] (None without a router)."
         (B, C, H, W), w = x.shape, self.window
         tokens = x.permute(0, 2, 3, 1).reshape(B, H//w, w, W//w, w, C).transpose(2, 3).reshape(-1, w*w, C)   # (B * windows, w*w, C)
-        with torch.autocast(x.device.type, enabled=False): tokens, routing = self.block(tokens.float() + self.pos_embed)   # small, and slow in bf16 on a CPU
+        with torch.autocast(x.device.type, enabled=False): tokens, routing = self.block(tokens.to(self.pos_embed.dtype) + self.pos_embed)   # small, and slow in bf16 on a CPU
         x = tokens.view(B, H//w, W//w, w, w, C).transpose(2, 3).reshape(B, H, W, C).permute(0, 3, 1, 2)         # channels stay last in memory
         return (x, routing) if return_routing else x
 

@@ -3,16 +3,24 @@ import csv, json, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest
+from PIL import Image
 
 import asamoe
 from asamoe.core import AsamoeError, records_dir
-from asamoe.data import import_torchvision, load_source
+from asamoe.data import import_torchvision, load_source, read_picture
 
 
 def test_photos_share_no_image_between_parts():
     source = load_source('photos')
     bytes_of = lambda part: {i.numpy().tobytes() for i in part.images}
     assert not bytes_of(source.pool) & bytes_of(source.test) and not bytes_of(source.pool) & bytes_of(source.val)
+
+
+def test_deep_grey_pictures_keep_their_brightness(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65535, (20, 30), dtype=np.uint16)
+    for name in ('deep.png', 'deep.tif'):
+        Image.fromarray(deep).save(tmp_path/name)
+        assert np.abs(read_picture(tmp_path/name)[..., 1] - deep/257).max() <= .5
 
 
 def test_without_network_the_message_says_what_to_do(home, monkeypatch):

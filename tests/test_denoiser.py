@@ -1,5 +1,6 @@
 "The denoiser as users meet it: any kind of picture, files, folders, plug and play."
 import json, subprocess, sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -10,7 +11,7 @@ from asamoe.cli import main
 from asamoe.core import DataError, records_dir, sha256
 from asamoe.data import import_torchvision
 from asamoe.denoiser import DENSE, WIDE, AdaptiveUNet, weights_dir
-from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, from_pretrained, read_file
+from asamoe.pictures import Denoiser, bundled, denoise, denoise_file, estimate_noise, from_pretrained, read_file
 from asamoe.training import lineage
 
 PAPER = 599_689
@@ -81,6 +82,18 @@ def test_a_batch_is_its_images_and_types_agree(small):
     assert (denoise(bytes_, .1, model=small).float()/255 - denoise(bytes_.float()/255, .1, model=small)).abs().max() <= .5/255 + 1e-6
 
 
+def test_a_constant_channel_does_not_hide_the_noise_of_the_others():
+    noisy = .5 + .2*np.random.default_rng(0).standard_normal((64, 64, 3)).astype(np.float32)
+    noisy[..., 2] = 0
+    assert estimate_noise(noisy)[0] == pytest.approx(.2, rel=.1) and estimate_noise(np.zeros((64, 64, 3))) == [.01]
+
+
+@pytest.mark.parametrize('size', [1, 40, 100, 300])
+def test_in_one_piece_or_in_tiles_a_picture_of_one_tile_is_the_same(small, size):
+    picture = torch.rand(3, size, size)
+    assert torch.equal(denoise(picture, .1, small, tile=0), denoise(picture, .1, small))
+
+
 def test_eight_turns_make_it_blind_to_turns(small):
     picture = np.random.default_rng(0).random((32, 32, 3)).astype(np.float32)
     ways = [lambda x: x, np.rot90, np.flipud, np.fliplr]
@@ -111,6 +124,16 @@ def test_tiff_keeps_sixteen_bits_and_orientation(small, tmp_path, form):
     assert exif[274] == 6
 
 
+def test_a_damaged_deep_tiff_does_not_stop_the_others(tmp_path, command):
+    tifffile = pytest.importorskip('tifffile')
+    folder = tmp_path/'in'; folder.mkdir()
+    tifffile.imwrite(folder/'a.tif', np.random.default_rng(0).integers(0, 65535, (40, 40, 3), dtype=np.uint16), photometric='rgb', compression='zlib')
+    content = bytearray((folder/'a.tif').read_bytes()); content[len(content)//2:len(content)//2 + 400] = bytes(400); (folder/'a.tif').write_bytes(content)
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(folder/'b.png')
+    status, said = command(folder, tmp_path/'out', '--model', 'paper')
+    assert status == 1 and 'a.tif' in said[-1] and (tmp_path/'out'/'b.png').exists()
+
+
 def test_what_is_left_behind_is_said(small, tmp_path):
     grey, colour = np.full((9, 8), 30_000, np.uint16), np.full((9, 8, 3), 90, np.uint8)
     Image.fromarray(grey).save(tmp_path/'deep.png')
@@ -126,8 +149,9 @@ def test_a_result_that_cannot_be_written_is_not_computed(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path/'alpha.png')
     (tmp_path/'file').write_text('')
     monkeypatch.setattr('asamoe.pictures.denoise', lambda *a, **k: pytest.fail('computed'))
-    for out, says in [('o.jpg', 'transparency'), ('o.xyz', 'ending'), ('file/o.png', 'another place')]:
-        with pytest.raises(DataError, match=says): denoise_file(tmp_path/'alpha.png', tmp_path/out, .1, 'paper')
+    Image.fromarray(np.zeros((1, 16_400, 3), np.uint8)).save(tmp_path/'wide.png')
+    for name, out, says in [('alpha', 'o.jpg', 'transparency'), ('alpha', 'o.bmp', 'transparency'), ('alpha', 'o.xyz', 'ending'), ('alpha', 'file/o.png', 'another place'), ('wide', 'o.webp', '16383 pixels')]:
+        with pytest.raises(DataError, match=says): denoise_file(tmp_path/f'{name}.png', tmp_path/out, .1, 'paper')
 
 
 def test_resume_leaves_alone_what_is_there(tmp_path, command):
@@ -220,6 +244,14 @@ def test_denoiser_passes_gradients_and_takes_levels_per_image(small):
     out = Denoiser(small)(y, torch.tensor([.1, .2]))
     out.sum().backward()
     assert out.shape == y.shape and y.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_denoiser_takes_every_float_and_a_network_of_its_own_type(small, dtype):
+    y = torch.rand(1, 3, 19, 23, dtype=dtype)
+    for denoiser in (Denoiser(small), Denoiser(deepcopy(small).to(dtype))):
+        assert (done := denoiser(y)).dtype == dtype
+        assert (done - Denoiser(small)(y)).abs().max() < .1
 
 
 def test_plug_and_play_reconstruction_with_deepinv():

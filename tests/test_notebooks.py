@@ -75,7 +75,8 @@ def test_only_replaces_one_chapter_and_a_failure_is_named(tmp_path):
 
 @pytest.mark.parametrize('arguments, says', [
     (['reproduce', '--set', 'sgima=0.1'], "no parameter 'sgima'"), (['reproduce', '--only', '42_answer'], 'Unknown chapter'),
-    (['reproduce', '--data', 'gone.npz'], 'There is no file'), (['reproduce', '--weights', 'gone.pt'], 'There is no weights file'), (['repro'], 'Unknown command')])
+    (['reproduce', '--data', 'gone.npz'], 'There is no file'), (['reproduce', '--weights', 'gone.pt'], 'There is no weights file'), (['repro'], 'Unknown command'), (['reproduce', '--jobs', '-1'], '--jobs is -1'),
+    (['claims', '--table', '.'], 'cannot be read as a table'), (['claims', '--table', 'figures/scaling.csv'], 'no table of claims'), (['bench', '--reference', 'gone.py'], 'There is no file')])
 def test_bad_input_gets_one_sentence(arguments, says):
     done = asamoe(*arguments)
     assert done.returncode == 1 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
