@@ -6,8 +6,8 @@
 __all__ = ['DENOISER', 'CARDS', 'DENSE', 'UNET', 'PEERS', 'COST', 'LEARNING_RATES', 'PARTS', 'DRAWS', 'LEVELS', 'WIDE', 'SHAPES',
            'UPRIGHT', 'LONG_TRAININGS', 'NOISE_LEVELS', 'STRENGTHS', 'PUBLISHED_CBSD68', 'ResidualBlock', 'WindowBlock',
            'AdaptiveUNet', 'reflected', 'call', 'over_turns', 'AtLevel', 'DnCNN', 'photo_squares', 'photo_splits',
-           'weights_dir', 'load_folder', 'model_card', 'bundle', 'contest_config', 'shipped_config', 'level_means',
-           'classical', 'classical_scores', 'Shipped', 'photo_scores']
+           'weights_dir', 'load_folder', 'model_card', 'bundle', 'contest_config', 'shipped_config', 'means_key',
+           'level_means', 'classical', 'classical_scores', 'Shipped', 'photo_scores']
 
 # %% ../nbs/12_denoiser.ipynb #ae609c3d
 import json, time, warnings
@@ -247,10 +247,13 @@ def shipped_config(model, epochs, seed=0, **change):
     return replace(DENOISER, **dict(model_args=DENSE, epochs=epochs, seed=seed) | base | change)
 
 # %% ../nbs/12_denoiser.ipynb #3e4c32c6
+def means_key(images, sigma, noise_seed=0, turns=1):
+    "Where a record keeps its `level_means`."
+    return measurement_key('means' if turns == 1 else f'means of {turns} turns', images, sigma, noise_seed)
+
 def level_means(run, images, sigma, noise_seed=0, turns=1):
     "Mean PSNR and SSIM of a `Run` on `images` at noise level `sigma`, told to it; kept in its record."
-    key = measurement_key('means' if turns == 1 else f'means of {turns} turns', images, sigma, noise_seed)
-    return run.measure(key, lambda net: evaluate(AtLevel(net, sigma, turns), images, sigma, noise_seed)[['psnr', 'ssim']].mean().round(5).to_dict())
+    return run.measure(means_key(images, sigma, noise_seed, turns), lambda net: evaluate(AtLevel(net, sigma, turns), images, sigma, noise_seed)[['psnr', 'ssim']].mean().round(5).to_dict())
 
 # %% ../nbs/12_denoiser.ipynb #6a10cbf1
 STRENGTHS = {'NLM': (.2, .3, .4, .6, .8), 'wavelet': (.6, .8, 1., 1.3), 'TV': (.3, .45, .6, .8, 1., 1.3), 'BM3D': (1.,)}
