@@ -232,8 +232,8 @@ UPRIGHT = dict(lr=1e-3, sigma_power=.5, augment='mirror')
 LONG_TRAININGS = dict(epochs=80), dict(epochs=260), dict(epochs=260, lr=1e-3, sigma_power=.5), dict(epochs=320, batch_size=32, model_args=WIDE, **UPRIGHT)   # of `cifar10`
 LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=400, seed=1, start='6d8a6382bfa5'),   # on from there, with other noise
 LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=66, lr=4e-4, augment='varied', seed=2, start='8178cecd68ba'),   # a little on, with varied images
-LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=420, lr=1e-3, seed=3, start='75e4521f0c5e'),   # for long
-LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=84, lr=4e-4, seed=4, start='fadb64970ef9'),   # and a little on: the one that ships
+LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=420, lr=1e-3, seed=3, start='75e4521f0c5e'),   # and for long: the one that ships
+LONG_TRAININGS += LONG_TRAININGS[-1] | dict(epochs=84, lr=4e-4, seed=4, start='fadb64970ef9'),   # a little on again, which brought nothing
 NOISE_LEVELS = (.05, .1, .15, .2, .25, .3, .35)
 
 def contest_config(name, images=50_000, seed=0, epochs=20, lr=DENOISER.lr):
