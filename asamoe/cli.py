@@ -225,9 +225,11 @@ def bench(
 ):
     "Time and memory of naive, exact, block, top-1 and dense attention, as one table; in some minutes."
     sizes = [n for n in (64, 256, 1024, 4096, 16384) if n <= largest]
-    if reference and not Path(reference).is_file(): raise AsamoeError(f'There is no file {reference}: check the path.')
-    vit = runpy.run_path(reference).get('vit') if reference else None
-    if reference and vit is None: raise AsamoeError(f'{reference} has no function vit(x, state_dict).')
+    vit = None
+    if reference:
+        if not Path(reference).is_file(): raise AsamoeError(f'There is no file {reference}: check the path.')
+        vit = runpy.run_path(reference).get('vit')
+        if vit is None: raise AsamoeError(f'{reference} has no function vit(x, state_dict).')
     table = performance(sizes, [n for n in sizes if 256 <= n <= 4096], rounds, seconds, vit, batch)
     for (what, run), part in table.groupby(['what', 'run'], sort=False):
         print(f'\n{what}, {run}; ratios to {part.candidate.iloc[0]}\n' + part.drop(columns=['what', 'run', 'threads', 'machine', 'torch']).dropna(axis=1, how='all').round(3).to_string(index=False, na_rep=''))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SCENES', 'CIFAR10_TEST_100', 'PICTURES', 'CIFAR10_PART', 'SOURCES', 'ImageSet', 'to_float', 'image_set', 'Source',
            'Splits', 'crops', 'shipped_photo', 'dead_leaves', 'mixed', 'photos', 'checked_array', 'npz_source',
-           'is_cifar10', 'part_name', 'read_picture', 'folder_source', 'import_torchvision', 'torchvision_source',
-           'cifar10_part', 'load_source', 'draw_sigma', 'clipped', 'add_noise', 'evaluation_noisy']
+           'is_cifar10', 'part_name', 'deep_grey', 'read_picture', 'folder_source', 'import_torchvision',
+           'torchvision_source', 'cifar10_part', 'load_source', 'draw_sigma', 'clipped', 'add_noise',
+           'evaluation_noisy']
 
 # %% ../nbs/01_data.ipynb #372731b2
 import tarfile, urllib.error
@@ -177,14 +178,18 @@ def part_name(train, test):
 # %% ../nbs/01_data.ipynb #acf2f670
 PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
+def deep_grey(path, picture):
+    "[H, W] uint16 of the Pillow picture opened from `path` if it is grey with 16 bits, which Pillow's own conversion cuts off at 255; None for others. Raises `DataError` for 32 bits."
+    if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format == 'PNG'): return np.asarray(picture).astype(np.uint16)
+    if picture.mode in ('I', 'F'): raise DataError(f'{path} has pixels of 32 bits: save it with 8 or 16 bits.')
+
 def read_picture(path):
     "The picture at `path` as uint8 [H, W, 3]; grey is repeated, alpha dropped, 16 bits rounded to 8. Raises `DataError`."
     from PIL import Image
     try:
         with Image.open(path) as picture:
-            if picture.mode in ('I', 'F') and picture.format != 'PNG': raise DataError(f'{path} has pixels of 32 bits: save it with 8 or 16 bits.')
-            if picture.mode.startswith('I'): return np.rint(np.asarray(picture)/257).astype(np.uint8)[..., None].repeat(3, 2)   # Pillow would cut 16 bits off at 255
-            return np.asarray(picture.convert('RGB'))
+            deep = deep_grey(path, picture)
+            return np.asarray(picture.convert('RGB')) if deep is None else np.rint(deep/257).astype(np.uint8)[..., None].repeat(3, 2)
     except DataError: raise
     except Exception as e: raise DataError(f'{path} cannot be read as a picture ({e}): remove or replace it.') from e
 

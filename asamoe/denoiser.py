@@ -193,9 +193,10 @@ def model_card(name, run, scores=()):
     "The model card of bundled model `name`, in markdown, from the record of `run`; `scores` are rows of (data, noise level, PSNR, SSIM)."
     about, limits = CARDS.get(name, ('A denoiser trained with asamoe.', 'Other kinds of pictures, of noise and of noise levels than those it learnt from were not tried.'))
     r, c = run.record, run.record['config']
-    level = ' to '.join(f'{s:g}' for s in c['sigma']) if isinstance(c['sigma'], (list, tuple)) else f"{c['sigma']:g}"
-    if isinstance(c['sigma'], (list, tuple)) and c.get('sigma_power', 1) != 1: level += f" (uniform in level**{c['sigma_power']:g})"
-    example = '0.1' if isinstance(c['sigma'], (list, tuple)) else level
+    ranged = isinstance(c['sigma'], (list, tuple))
+    level = ' to '.join(f'{s:g}' for s in c['sigma']) if ranged else f"{c['sigma']:g}"
+    example = '0.1' if ranged else level
+    if ranged and c.get('sigma_power', 1) != 1: level += f" (uniform in level**{c['sigma_power']:g})"
     clipping = {0: ', not clipped', 1: ', clipped to [0, 1]'}.get(c['clip'], f", {c['clip']:.0%} of them clipped to [0, 1]")
     turning = {False: '', 'mirror': ', mirrored at random', 'varied': ', mirrored, shifted, and with other contrast and brightness at random'}
     trainings = '; then '.join(f"{p['seconds']/60:.0f} minutes at learning rate {p['config']['lr']:g} ({p['config']['schedule']}){turning.get(p['config'].get('augment', False), ', turned and mirrored at random')}" for p in lineage(r))

@@ -19,7 +19,7 @@ from skimage.restoration import estimate_sigma
 from tqdm.auto import tqdm
 
 from .core import AsamoeError, DataError, WeightsError, atomic_write, generator
-from .data import PICTURES
+from .data import PICTURES, deep_grey
 from .denoiser import call, load_folder, over_turns, reflected, weights_dir
 
 # %% ../nbs/13_denoise.ipynb #35110014
@@ -296,8 +296,7 @@ def read_file(path):
             if picture.mode in ('CMYK', 'LAB', 'YCbCr', 'HSV'): along.pop('icc_profile', None)   # the profile is of the colours that it leaves
             if 'exif' in along and not is_exif(along['exif']): along.pop('exif'); warnings.warn(f'{path}: its EXIF data are damaged and left behind.')
             warn_of_pages(path, getattr(picture, 'n_frames', 1))
-            if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format == 'PNG'): return np.asarray(picture).astype(np.uint16), along
-            if picture.mode in ('I', 'F'): raise DataError(f'{path} has pixels of 32 bits: save it with 8 or 16 bits.')
+            if (deep := deep_grey(path, picture)) is not None: return deep, along
             if any(';16' in str(t[3]) for t in picture.tile): warnings.warn(f'{path} has 16 bits in each of its channels, of which 8 are read: save it as TIFF to keep them.')
             mode = KEPT_MODES.get(picture.mode, 'RGB')
             if 'transparency' in picture.info: mode = 'LA' if mode == 'L' else 'RGBA'

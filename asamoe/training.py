@@ -285,7 +285,7 @@ def initial_state(config, resumed):
 
 # %% ../nbs/04_training.ipynb #c67e7056
 def train(run, accelerator, resumed, progress=True):
-    "Train `run` to its last epoch from the checkpoint `resumed` (or None), writing a checkpoint after every epoch. Returns the final state."
+    "Train `run` to its last epoch from the checkpoint `resumed` (or None), writing a checkpoint after every epoch. Returns the final state, with the number of `parameters`."
     config, main = run.config, accelerator.is_main_process
     model, optimizer, state = initial_state(config, resumed)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -306,7 +306,7 @@ def train(run, accelerator, resumed, progress=True):
         if main: save_checked(state | dict(model=weights, optimizer=optimizer.state_dict()), run.folder/'checkpoint')
         bar.set_description(f'run {run.id} {val_psnr:.2f} dB')
     bar.close()
-    return state
+    return state | dict(parameters=sum(p.numel() for p in model.parameters()))
 
 # %% ../nbs/04_training.ipynb #bb5a694a
 def finish(run, accelerator, state):
@@ -316,7 +316,7 @@ def finish(run, accelerator, state):
     atomic_write(run.folder/'history.csv', pd.DataFrame(state['history']).to_csv(index=False))
     run.record = dict(id=run.id, config=asdict(run.config), data=dict(label=run.data.label, train=len(run.data.train), val=len(run.data.val),
                       train_fingerprint=run.data.train.fingerprint, val_fingerprint=run.data.val.fingerprint), history=state['history'],
-                      weights_sha256=sha256(weights), parameters=sum(p.numel() for p in build_model(run.config.model, **run.config.model_args).parameters()), seconds=round(state['seconds'], 1),
+                      weights_sha256=sha256(weights), parameters=state['parameters'], seconds=round(state['seconds'], 1),
                       finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), measured={}, **describe_machine(accelerator))
     run.save()                                                    # the record comes last: where it stands, all stands
     (run.folder/'checkpoint').unlink(missing_ok=True)
