@@ -3,19 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help reproduce test lab bench clean
+.PHONY: help reproduce test lab edit bench clean
 
 help:
 	@echo "make reproduce   run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test        check notebooks, package and commands"
-	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make lab         read and play: the chapters in JupyterLab, as copies that you may change"
+	@echo "make edit        work on the chapters themselves in JupyterLab"
 	@echo "make bench       measure the speed of naive, exact, block, top-1 and dense attention"
+	@echo "make clean       remove .venv and what the presets smoke and quick made; your copies in scratch/ stay"
 
-$(STAMP): settings.ini setup.py pyproject.toml
+$(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: give one with make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Preparing .venv (a few minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,lab]'
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,lab]' --constraint constraints.txt
 	@touch $@
 
 reproduce: $(STAMP)
@@ -25,7 +27,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir nbs $(ARGS)
+	$(BIN)/asamoe lab -- $(ARGS)
+
+edit: $(STAMP)
+	$(BIN)/asamoe lab --edit -- $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/asamoe bench $(ARGS)

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+import asamoe
+
+asamoe.calm(os.environ.get('OMP_NUM_THREADS', 2))   # before anything imports torch, and for all processes started here
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'
 

@@ -6,8 +6,9 @@ import numpy as np, pytest
 from PIL import Image
 
 import asamoe
-from asamoe.core import AsamoeError, records_dir
+from asamoe.core import AsamoeError
 from asamoe.data import import_torchvision, load_source, read_picture
+from asamoe.training import record_of
 
 
 def test_photos_share_no_image_between_parts():
@@ -43,20 +44,22 @@ def test_the_part_of_all_of_cifar10_is_the_one_behind_the_records(reference, mon
         def __init__(self, where, train, download):
             part = subset.pool if train else subset.test
             self.data = np.zeros((50_000 if train else 10_000, 32, 32, 3), np.uint8)
+            self.targets = [0]*len(self.data)
             self.data[part.index] = part.images.permute(0, 2, 3, 1)
     import_torchvision()
     monkeypatch.setattr('torchvision.datasets.CIFAR10', Downloaded)
     part = load_source('cifar10-part')
     assert part.label == subset.label and part.test.fingerprint == subset.test.fingerprint
     run = json.loads((Path(asamoe.__file__).parent/'weights'/'paper'/'config.json').read_text())['run']
-    assert part.split(5000, 170, 1000).train.fingerprint == json.loads((records_dir()/f'{run}.json').read_text())['data']['train_fingerprint']
+    assert part.split(5000, 170, 1000).train.fingerprint == record_of(run)['data']['train_fingerprint']
 
 
 def test_released_weights_reach_the_papers_psnr(reference, tmp_path):
-    command = ['reproduce', '--only', '05_evaluation', '--data', reference/'cifar10_subset.npz', '--weights', reference/'upstream'/'best_denoising_model_proper.pt',
+    weights = reference/'upstream'/'best_denoising_model_proper.pt'
+    command = ['reproduce', '--only', '20_headline', '--data', reference/'cifar10_subset.npz', '--weights', weights,
                '--out', tmp_path]
     done = subprocess.run([sys.executable, '-m', 'asamoe.cli', *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    row = next(r for r in csv.DictReader((tmp_path/'evaluation.csv').open()) if r['model'] == 'released weights')
+    row = next(r for r in csv.DictReader((tmp_path/'2_paper'/'evaluation.csv').open()) if r['model'] == 'released weights')
     assert int(row['images']) == 1017
     assert float(row['psnr']) == pytest.approx(25.09, abs=.05) and float(row['ssim']) == pytest.approx(.838, abs=.002)
