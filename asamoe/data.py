@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'SOURCES', 'ImageSet', 'to_float', 'image_set', 'Source', 'Splits', 'crops', 'shipped_photo',
-           'dead_leaves', 'mixed', 'photos', 'checked_array', 'beside', 'npz_part', 'npz_source', 'known_set',
-           'part_name', 'deep_grey', 'read_picture', 'folder_source', 'import_torchvision', 'bilinear',
-           'torchvision_part', 'torchvision_source', 'cifar10_part', 'stl10_part', 'load_source', 'draw_sigma',
-           'clipped', 'add_noise', 'evaluation_noisy', 'turn', 'turned', 'varied']
+           'dead_leaves', 'mixed', 'cache_dir', 'prepared', 'photos', 'checked_array', 'beside', 'npz_part',
+           'npz_source', 'known_set', 'part_name', 'deep_grey', 'read_picture', 'folder_source', 'import_torchvision',
+           'bilinear', 'torchvision_part', 'torchvision_source', 'cifar10_part', 'stl10_part', 'load_source',
+           'draw_sigma', 'clipped', 'add_noise', 'evaluation_noisy', 'turn', 'turned', 'varied']
 
 # %% ../nbs/0_house/02_data.ipynb #807bb040
-import tarfile, urllib.error
+import inspect, io, os, tarfile, urllib.error, zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from skimage import io as skio, transform as sktransform
 
-from .core import DataError, data_dir, derive_seed, generator, sha256
+from .core import AsamoeError, DataError, atomic_write, data_dir, derive_seed, generator, sha256
 
 # %% ../nbs/0_house/02_data.ipynb #6f8d227e
 @dataclass(frozen=True, eq=False)
@@ -160,15 +161,36 @@ def mixed(images, *parts):
     return image_set(images[order], order)
 
 # %% ../nbs/0_house/02_data.ipynb #79fae3a8
-@lru_cache
-def photos(size=32):
-    "The embedded default: crops of the photographs that scikit-image ships, split by scene, and dead leaves to train."
+def photo_arrays(size=32):
+    "The images of each part in their order, uint8 [n, 3, size, size] by name."
     cut = {part: [crops(shipped_photo(name), size, stride=size//4) for name in names]
            for part, names in SCENES.items()}
     train = np.concatenate(cut['train'])
     train = np.concatenate([train, dead_leaves(len(train)//2, train.transpose(0, 2, 3, 1).reshape(-1, 3), size)])
-    parts = dict(train=train, test=np.concatenate(cut['test']), val=np.concatenate(cut['val']))
-    return Source('photographs of scikit-image', *(mixed(images, 'photos', part) for part, images in parts.items()))
+    return dict(train=train, test=np.concatenate(cut['test']), val=np.concatenate(cut['val']))
+
+# %% ../nbs/0_house/02_data.ipynb #c7ca89af
+def cache_dir():
+    "Where what can be made again is kept: `$XDG_CACHE_HOME/asamoe`, else `~/.cache/asamoe`."
+    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'asamoe'
+
+def prepared(name, make):
+    "The arrays of `make()`, by name, from `<name>.npz` in `cache_dir()` where they were made before."
+    path = cache_dir()/f'{name}.npz'
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as kept: return dict(kept)
+    arrays, content = make(), io.BytesIO()
+    np.savez(content, **arrays)
+    with suppress(AsamoeError): atomic_write(path, content.getvalue())
+    return arrays
+
+# %% ../nbs/0_house/02_data.ipynb #8b194aad
+@lru_cache
+def photos(size=32):
+    "The embedded default: crops of the photographs that scikit-image ships, split by scene, and dead leaves to train."
+    import skimage
+    code = ''.join(map(inspect.getsource, (photo_arrays, crops, dead_leaves))) + str(SCENES) + skimage.__version__
+    parts = prepared(f'photos-{size}-{sha256(code)[:12]}', lambda: photo_arrays(size))
+    return Source('photographs of scikit-image', *(mixed(parts[k], 'photos', k) for k in ('train', 'test', 'val')))
 
 # %% ../nbs/0_house/02_data.ipynb #e88d6814
 def checked_array(archive, name, path, size):
