@@ -3,15 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help reproduce test lab edit bench clean
+.PHONY: help reproduce test test-records lab edit bench clean
 
 help:
-	@echo "make reproduce   run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
-	@echo "make test        check notebooks, package and commands"
-	@echo "make lab         read and play: the chapters in JupyterLab, as copies that you may change"
-	@echo "make edit        work on the chapters themselves in JupyterLab"
-	@echo "make bench       measure the speed of naive, exact, block, top-1 and dense attention"
-	@echo "make clean       remove .venv and what the presets smoke and quick made; your copies in scratch/ stay"
+	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
+	@echo "make test           check notebooks, package and commands"
+	@echo "make test-records   rebuild the paper's part at preset paper and compare it byte for byte"
+	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
+	@echo "make edit           work on the chapters themselves in JupyterLab"
+	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
+	@echo "make clean          remove .venv and what the presets smoke and quick made; your copies in scratch/ stay"
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: give one with make PYTHON=/path/to/python3"; exit 1; }
@@ -25,6 +26,9 @@ reproduce: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-records: $(STAMP)
+	$(BIN)/python -m pytest -m records $(ARGS)
 
 lab: $(STAMP)
 	$(BIN)/asamoe lab -- $(ARGS)

@@ -119,16 +119,6 @@ def test_the_map_misses_no_table_of_the_documents(reference):
             assert rows.item.str.contains(figure, regex=False).any(), f'{name} has the figure {figure}'
 
 
-@pytest.mark.parametrize('chapter, tables', [
-    ('23_robustness', ['robustness.csv', 'robustness_gains.csv', 'quantities_23_robustness.csv'])])
-def test_a_chapter_is_rebuilt_from_the_committed_records(reference, tmp_path, chapter, tables):
-    command = [sys.executable, '-m', 'asamoe', 'reproduce', '--preset', 'paper', '--only', chapter, '--out', tmp_path,
-               '--data', reference/'cifar10_subset.npz']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in tables: assert (tmp_path/'2_paper'/name).read_bytes() == (FIGURES/'2_paper'/name).read_bytes()
-
-
 def test_claims_are_shown_by_word():
     command = [sys.executable, '-m', 'asamoe', 'claims', '--search', 'learned routing']
     done = subprocess.run(command, capture_output=True, text=True)

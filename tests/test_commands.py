@@ -56,7 +56,9 @@ def test_an_altered_table_of_claims_is_noticed(tmp_path):
 def test_interrupted_it_leaves_no_process(number, tmp_path):
     psutil = pytest.importorskip('psutil')
     command = ['-m', 'asamoe', 'reproduce', '--preset', 'smoke', '--only', '21', '22', '--out', str(tmp_path)]
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def heard(): signal.signal(signal.SIGINT, signal.SIG_DFL)     # the background jobs of a shell are deaf to it
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=heard)
     children, end = [], time.time() + 120
     while time.time() < end and sum('ipykernel' in ' '.join(c.cmdline()) for c in children if c.is_running()) < 2:
         time.sleep(.2); children = psutil.Process(process.pid).children(recursive=True)
