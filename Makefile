@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help reproduce test test-records lab edit bench clean
+.PHONY: help reproduce test test-slow lab edit bench clean
 
 help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test           check notebooks, package and commands"
-	@echo "make test-records   rebuild the paper's part at preset paper and compare it byte for byte"
+	@echo "make test-slow      what takes minutes: the chapters of the paper rebuilt byte for byte, attention compiled"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
 	@echo "make edit           work on the chapters themselves in JupyterLab"
 	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
@@ -27,8 +27,8 @@ reproduce: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-records: $(STAMP)
-	$(BIN)/python -m pytest -m records $(ARGS)
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lab: $(STAMP)
 	$(BIN)/asamoe lab -- $(ARGS)

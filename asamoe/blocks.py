@@ -4,51 +4,114 @@
 
 # %% auto #0
 __all__ = ['KEY_BLOCK', 'QUERY_BLOCK', 'pad_to', 'choose_blocks', 'real_keys', 'gathered_attention', 'kept_keys',
-           'forward_kernel', 'backward_kernel', 'tiles', 'KernelAttention', 'kernel_takes', 'block_attention',
-           'z_order']
+           'forward_kernel', 'backward_kernel', 'tiles', 'KernelAttention', 'kernel_takes', 'attend_blocks',
+           'block_attention', 'z_order']
 
-# %% ../nbs/1_attention/11_blocks.ipynb #3924c991
+# %% ../nbs/1_attention/11_blocks.ipynb #a743afb5
 import math
 from types import SimpleNamespace
 
 import torch, torch.nn.functional as F
 
-from .topk import dense_attention, is_plain, wide
+from .core import AsamoeError
+from .topk import (dense_attention, fused_attention, is_plain, keeps_all, prepare, sizes_are_open, transformed,
+                         wide)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #f6f4bcad
+# %% ../nbs/1_attention/11_blocks.ipynb #cea27869
 KEY_BLOCK, QUERY_BLOCK = 16, 64
 
+# %% ../nbs/1_attention/11_blocks.ipynb #230db71d
+def block_size(M):
+    "How many of `M` queries make a block: an exporter must not ask."
+    return QUERY_BLOCK if sizes_are_open() else min(QUERY_BLOCK, M)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #23c44807
 def pad_to(x, size):
     "`x` [.., n, d] with zeros appended so that n is a multiple of `size`."
     return F.pad(x, (0, 0, 0, -x.shape[-2] % size))
 
+# %% ../nbs/1_attention/11_blocks.ipynb #8ba8acd7
+def pool_keys(k, N, mask=None):
+    "The mean of each block of keys, of which `N` are real: [B, h, blocks*16, d] -> [B, h, blocks, d]."
+    if mask is None or mask.shape[2] > 1:
+        pooled = k.unflatten(2, (-1, KEY_BLOCK)).mean(3)
+        pooled[:, :, -1] *= KEY_BLOCK/((N - 1) % KEY_BLOCK + 1)   # the last block may be padded
+        return pooled
+    seen = (mask[:, :, 0] > -math.inf)[..., None]                 # hidden from all queries: in no mean
+    total, count = (x.unflatten(2, (-1, KEY_BLOCK)).sum(3) for x in (k.masked_fill(~seen, 0), seen))
+    return total/count.clamp(min=1)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #f8ca9589
+def block_bias(mask, size):
+    "The largest entry of `mask` for each pair of blocks: [P, h, Q*size or 1, blocks*16] -> [P, h, Q or 1, blocks]."
+    best = mask.unflatten(3, (-1, KEY_BLOCK)).amax(4)
+    return best if mask.shape[2] == 1 else best.unflatten(2, (-1, size)).amax(3)
+
+def look_back(scores, size):
+    "Scores of blocks [.., Q, blocks] with inf for a block's own keys and -inf for later ones."
+    Q, blocks = (torch.arange(n, device=scores.device) for n in scores.shape[-2:])
+    first = Q[:, None]*(size//KEY_BLOCK)
+    later = blocks >= first - (-size//KEY_BLOCK)
+    return scores.masked_fill(blocks >= first, math.inf).masked_fill(later, -math.inf)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #d63e50b6
+def theirs(x, owner):
+    "Row `owner` of `x`, if it has more than one."
+    return x[owner] if x.shape[0] > 1 else x
+
+# %% ../nbs/1_attention/11_blocks.ipynb #9087b3ac
 @torch.no_grad()
 def choose_blocks(
-    q,      # queries [P, h, M, d], M padded to whole blocks
-    k,      # keys [B, h, N, d], padded likewise
-    N,      # how many of the keys are real
-    n,      # how many blocks of keys a block of queries keeps
-    owner,  # whose keys the queries p look at: int64 [P]
+    q,             # queries [P, h, M, d], M padded to whole blocks
+    k,             # keys [B, h, N, d], padded likewise
+    N,             # how many of the keys are real
+    n,             # how many blocks of keys a block of queries keeps
+    owner,         # whose keys the queries p look at: int64 [P]
+    mask=None,     # added to the scores: [P, h, M, N], any but N may be 1; with M = 1 it is the keys': [B, h, 1, N]
+    causal=False,  # whether the first query of each block chooses, among what comes before it
+    scale=1.,      # what scores are multiplied by
 ):
-    "Numbers of the `n` best blocks of keys for each block of queries: int64 [P, h, M/64, n]."
-    pooled_q = q.unflatten(2, (-1, min(QUERY_BLOCK, q.shape[2]))).mean(3)     # neither scale nor padded zeros matter
-    pooled_k = k.unflatten(2, (-1, KEY_BLOCK)).sum(3)             # (B, h, blocks, d)
-    pooled_k[:, :, -1] *= KEY_BLOCK/((N - 1) % KEY_BLOCK + 1)     # the last block may be padded
-    return (pooled_q @ pooled_k[owner].mT).topk(n, sorted=False).indices
+    "Numbers of the `n` best blocks of keys for each block of queries, best first: int64 [P, h, M/64, n]."
+    queries = q.unflatten(2, (-1, block_size(q.shape[2])))
+    pooled_q = queries[:, :, :, 0] if causal else queries.mean(3)           # padded zeros do not matter
+    scores = pooled_q @ pool_keys(k, N, mask)[owner].mT*scale
+    if mask is not None:
+        bias = block_bias(mask, queries.shape[3])
+        scores = scores + (theirs(bias, owner) if mask.shape[2] == 1 else bias)
+    if causal: scores = look_back(scores, queries.shape[3])
+    return scores.topk(n).indices
 
-# %% ../nbs/1_attention/11_blocks.ipynb #9d4d8dc3
-def real_keys(chosen, N):
-    "Which of the kept keys exist: `chosen` blocks [P, h, Q, n] -> bool [P*h, Q, 1, n*16]."
-    key = chosen[..., None]*KEY_BLOCK + torch.arange(KEY_BLOCK, device=chosen.device)
-    return (key < N).flatten(3).flatten(0, 1).unsqueeze(2)
+# %% ../nbs/1_attention/11_blocks.ipynb #d4a96a3a
+def kept_numbers(chosen):
+    "Numbers of the kept keys: `chosen` blocks [P, h, Q, n] -> int64 [P, h, Q, 1, n*16]."
+    return (chosen[..., None]*KEY_BLOCK + torch.arange(KEY_BLOCK, device=chosen.device)).flatten(3).unsqueeze(3)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #9302a72e
+# %% ../nbs/1_attention/11_blocks.ipynb #e3960539
+def real_keys(chosen, N, size=0):
+    "Which kept keys exist, and with a block's `size` are not later: [P, h, Q, n] -> bool [P, h, Q, size or 1, n*16]."
+    key = kept_numbers(chosen)
+    if not size: return key < N
+    query = torch.arange(chosen.shape[2]*size, device=chosen.device).view(-1, size, 1)
+    return (key < N) & (key <= query)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #912b1a8a
+def kept_mask(mask, chosen, size):
+    "The part of `mask` [P, h, Q*size or 1, blocks*16] for the kept keys: [P, h, Q, size or 1, n*16]."
+    mask = mask.unsqueeze(3) if mask.shape[2] == 1 else mask.unflatten(2, (-1, size))
+    key = kept_numbers(chosen)
+    P, h, Q, _, n = key.shape
+    return mask.expand(P, h, Q, -1, -1).gather(4, key.expand(-1, -1, -1, mask.shape[3], -1))
+
+# %% ../nbs/1_attention/11_blocks.ipynb #611ac8b9
 def gathered_attention(
-    q,       # queries [P, h, M, d], M padded to whole blocks
-    k, v,    # keys and values [B, h, blocks*16, d], padded likewise
-    chosen,  # the blocks that each block of queries keeps: int64 [P, h, Q, n]
-    owner,   # whose keys the queries p look at: int64 [P]
-    N,       # how many of the keys are real
+    q,            # queries [P, h, M, d], M padded to whole blocks
+    k, v,         # keys and values [B, h, blocks*16, d], padded likewise
+    chosen,       # the blocks that each block of queries keeps: int64 [P, h, Q, n]
+    owner,        # whose keys the queries p look at: int64 [P]
+    N,            # how many of the keys are real
+    scale=None,   # what scores are multiplied by: 1/sqrt(d), if not given
+    mask=None,    # hides what is to be hidden in the kept blocks, padding too: [P, h, Q, M/Q or 1, n*16]
+    dropout=0.,   # share of the weights set to zero
 ):
     "Attention of each block of queries over copies of its `chosen` blocks of keys: [P, h, M, d]."
     P, h, Q, n = chosen.shape
@@ -57,18 +120,20 @@ def gathered_attention(
     def gather(x):
         kept = x.reshape(-1, KEY_BLOCK*x.shape[-1]).index_select(0, row)
         return kept.view(P*h, Q, n*KEY_BLOCK, x.shape[-1])
-    mask = real_keys(chosen, N) if N % KEY_BLOCK else None
+    if mask is None and (sizes_are_open() or N % KEY_BLOCK): mask = real_keys(chosen, N)
+    mask = mask if mask is None else mask.expand(P, h, -1, -1, -1).flatten(0, 1)
     queries = q.reshape(P*h, Q, -1, q.shape[-1])
-    return F.scaled_dot_product_attention(queries, gather(k), gather(v), attn_mask=mask).view(P, h, -1, v.shape[-1])
+    attend = dense_attention if transformed() else fused_attention
+    return attend(queries, gather(k), gather(v), mask, False, scale, dropout).view(P, h, -1, v.shape[-1])
 
-# %% ../nbs/1_attention/11_blocks.ipynb #ed65571c
+# %% ../nbs/1_attention/11_blocks.ipynb #f9ce3731
 try: import triton, triton.language as tl
 except ImportError: triton, tl = None, SimpleNamespace(constexpr=int)      # the kernels' signatures name it
 
-# %% ../nbs/1_attention/11_blocks.ipynb #4f5fc8ab
+# %% ../nbs/1_attention/11_blocks.ipynb #fc0438f4
 kernel = triton.jit if triton else lambda f: f
 
-# %% ../nbs/1_attention/11_blocks.ipynb #cd9126f7
+# %% ../nbs/1_attention/11_blocks.ipynb #91784ee5
 @kernel
 def kept_keys(CHOSEN, start, n, N, TILE: tl.constexpr, KEYS: tl.constexpr):
     "Numbers `start` and on of the keys in the `n` blocks at CHOSEN, and which of them are real: two of [TILE]."
@@ -76,7 +141,7 @@ def kept_keys(CHOSEN, start, n, N, TILE: tl.constexpr, KEYS: tl.constexpr):
     key = tl.load(CHOSEN + i//KEYS, mask=i < n*KEYS, other=0)*KEYS + i % KEYS
     return key, (i < n*KEYS) & (key < N)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #644079dd
+# %% ../nbs/1_attention/11_blocks.ipynb #3178afaa
 @kernel
 def forward_kernel(Q, K, V, CHOSEN, OWNER, OUT, LSE, scale, h, N, n, blocks, size: tl.constexpr, d: tl.constexpr,
                    ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr):
@@ -102,7 +167,7 @@ def forward_kernel(Q, K, V, CHOSEN, OWNER, OUT, LSE, scale, h, N, n, blocks, siz
     tl.store(OUT + at, (out/total[:, None]).to(OUT.dtype.element_ty), mask=inside)
     tl.store(LSE + block*size + row, top + tl.log(total), mask=row < size)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #4f9b2a06
+# %% ../nbs/1_attention/11_blocks.ipynb #066ff416
 @kernel
 def backward_kernel(Q, K, V, CHOSEN, OWNER, OUT, LSE, GRAD, DQ, DK, DV, scale, h, N, n, blocks, size: tl.constexpr,
                     d: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, KEYS: tl.constexpr):
@@ -130,22 +195,23 @@ def backward_kernel(Q, K, V, CHOSEN, OWNER, OUT, LSE, GRAD, DQ, DK, DV, scale, h
         tl.atomic_add(DV + there, dv, mask=present, sem='relaxed')
     tl.store(DQ + at, dq.to(DQ.dtype.element_ty), mask=inside)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #15e12113
+# %% ../nbs/1_attention/11_blocks.ipynb #57a64211
 def tiles(size, d, dtype):
     "The constants of a kernel for blocks of `size` queries of `d` channels. Wide numbers come in tiles of fewer keys."
     up = lambda n: max(16, 1 << (n - 1).bit_length())             # tiles are powers of 2, at least 16
     keys = 16 if dtype == torch.float32 else 32                   # shared memory is small
     return dict(size=size, d=d, ROWS=up(size), COLS=up(d), TILE=keys, KEYS=KEY_BLOCK, num_stages=2)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #a9463f5c
+# %% ../nbs/1_attention/11_blocks.ipynb #214b3bb9
 class KernelAttention(torch.autograd.Function):
-    "`gathered_attention` by Triton's kernels; arguments and result are the same."
+    "`gathered_attention` by Triton's kernels, without masks and dropout; arguments and result are the same."
     @staticmethod
-    def forward(ctx, q, k, v, chosen, owner, N):
+    def forward(ctx, q, k, v, chosen, owner, N, scale=None):
         q, k, v, chosen, owner = (x.contiguous() for x in (q, k, v, chosen, owner))
         (P, h, M, d), (Q, n) = q.shape, chosen.shape[2:]
         out, lse = torch.empty_like(q), q.new_empty((P, h, M), dtype=torch.float32)
-        ctx.numbers, ctx.grid = (1/math.sqrt(d), h, N, n, k.shape[2]//KEY_BLOCK), (P*h, Q)
+        ctx.numbers = (1/math.sqrt(d) if scale is None else scale, h, N, n, k.shape[2]//KEY_BLOCK)
+        ctx.grid = (P*h, Q)
         ctx.constants = tiles(M//Q, d, q.dtype)
         with torch.cuda.device_of(q):
             forward_kernel[ctx.grid](q, k, v, chosen, owner, out, lse, *ctx.numbers, **ctx.constants)
@@ -159,35 +225,109 @@ class KernelAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), *(torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
         with torch.cuda.device_of(q):
             backward_kernel[ctx.grid](*ctx.saved_tensors, grad.contiguous(), dq, dk, dv, *ctx.numbers, **ctx.constants)
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+        return dq, dk.to(k.dtype), dv.to(v.dtype), *[None]*4
 
-# %% ../nbs/1_attention/11_blocks.ipynb #caed41a2
+# %% ../nbs/1_attention/11_blocks.ipynb #e0df7bf9
 def kernel_takes(q, k, v):
     "Whether the kernels can do it: Triton, a GPU of compute capability 8.0 or more, plain tensors that fit them."
     return (triton is not None and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
-            and all(map(is_plain, (q, k, v))) and not torch.are_deterministic_algorithms_enabled()
+            and is_plain(q, k, v) and not torch.compiler.is_compiling()
+            and not torch.are_deterministic_algorithms_enabled()
             and q.dtype == k.dtype == v.dtype and q.dtype in (torch.float32, torch.float16, torch.bfloat16)
             and q.shape[-1] == v.shape[-1] and q.shape[-1] in range(16, 129, 16))
 
-# %% ../nbs/1_attention/11_blocks.ipynb #8ade9036
-@wide
-def block_attention(
-    q,            # queries [P, h, M, d]
-    k, v,         # keys and values [B, h, N, d]
-    budget,       # how many keys a query keeps, rounded up to whole blocks of 16
-    owner=None,   # whose keys the queries p look at: int64 [P]; their own image's, if not given
-):
-    "Softmax attention of each block of 64 queries over its best blocks of 16 keys: [P, h, M, d]."
-    (B, _, N, _), M = k.shape, q.shape[2]
-    n, blocks = -(-budget//KEY_BLOCK), -(-N//KEY_BLOCK)
-    if n >= blocks: return dense_attention(q, *((k, v) if owner is None else (k[owner], v[owner])))
-    if owner is None: owner = torch.arange(B, device=q.device)
-    q, k, v = pad_to(q, min(QUERY_BLOCK, M)), pad_to(k, KEY_BLOCK), pad_to(v, KEY_BLOCK)
-    chosen = choose_blocks(q, k, N, n, owner)                     # (P, h, M/64, n)
-    attend = KernelAttention.apply if kernel_takes(q, k, v) else gathered_attention
-    return attend(q, k, v, chosen, owner, N)[:, :, :M]
+# %% ../nbs/1_attention/11_blocks.ipynb #3a157da0
+def additive(mask, N, M, x):
+    "`mask` as numbers of the type of `x` to add to scores, -inf for padding up to `M` queries and `N` keys."
+    if mask.dtype == torch.bool: mask = x.new_zeros(mask.shape).masked_fill(~mask, -math.inf)
+    more = M - mask.shape[2] if mask.shape[2] > 1 else 0
+    return F.pad(mask.to(x.dtype), (0, N - mask.shape[3], 0, more), value=-math.inf)
 
-# %% ../nbs/1_attention/11_blocks.ipynb #21a5d0e8
+def own_blocks(chosen, blocks, size):
+    "How many blocks of keys, of `blocks`, stand beside each block of queries: int64 [Q]."
+    first = torch.arange(chosen.shape[2], device=chosen.device)*(size//KEY_BLOCK)
+    return (blocks - first).clamp(0, -(-size//KEY_BLOCK))
+
+# %% ../nbs/1_attention/11_blocks.ipynb #51489324
+def attend_blocks(q, k, v, n, owner, mask, causal, scale, dropout=0., each=None):
+    "`block_attention` with `n` blocks of keys, or at most `n` and a number for `each` p: int64 [P]."
+    N, M, size = k.shape[2], q.shape[2], block_size(q.shape[2])
+    if sizes_are_open():                                          # whatever N is, there are n blocks, if hidden ones
+        mask = q.new_zeros(1, 1, 1, N) if mask is None else mask
+        q, k, v = (F.pad(x, (0, 0, 0, n*KEY_BLOCK + QUERY_BLOCK)) for x in (q, k, v))
+    q, k, v = pad_to(q, size), pad_to(k, KEY_BLOCK), pad_to(v, KEY_BLOCK)
+    blocks = k.shape[2]//KEY_BLOCK
+    if mask is not None: mask = additive(mask.expand(-1, -1, -1, N), k.shape[2], q.shape[2], q)
+    most = n - (-size//KEY_BLOCK if causal else 0)
+    if not sizes_are_open(): most = torch.sym_min(most, blocks)
+    chosen = choose_blocks(q, k, N, most, owner, mask, causal, scale)       # (P, h, M/64, most)
+    if mask is None and not causal and each is None and not dropout and kernel_takes(q, k, v):
+        return KernelAttention.apply(q, k, v, chosen, owner, N, scale)[:, :, :M]
+    if each is not None: each = each[:, None]
+    elif causal: each = n + own_blocks(chosen, blocks, size)[None]
+    inside = hide_inside(chosen, owner, N, size, mask, causal, each)
+    return gathered_attention(q, k, v, chosen, owner, N, scale, inside, dropout)[:, :, :M]
+
+# %% ../nbs/1_attention/11_blocks.ipynb #e8af7ef4
+def hide_inside(chosen, owner, N, size, mask, causal, each):
+    "What is hidden in the blocks kept, of which `each` [P, Q] count, for `gathered_attention`; None, if only padding."
+    if mask is None and each is None: return None
+    real = real_keys(chosen, N, size if causal else 0)
+    if each is not None:
+        place = torch.arange(chosen.shape[3], device=chosen.device).repeat_interleave(KEY_BLOCK)
+        real = real & (place < each[..., None])[:, None, :, None]
+    if mask is None: return real
+    part = kept_mask(theirs(mask, owner) if mask.shape[2] == 1 else mask, chosen, size)
+    return part.masked_fill(~real, -math.inf)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #4bc0b5e3
+wide_blocks = wide(attend_blocks)
+
+# %% ../nbs/1_attention/11_blocks.ipynb #a8ebae1b
+def block_attention(
+    q,                 # queries [P, h, M, d], float16, bfloat16, float32 or float64
+    k, v,              # keys and values [B, g, N, d]; g divides h: heads of queries share heads of keys in turn
+    budget,            # how many keys a query keeps, rounded up to whole blocks of 16; at least 1
+    owner=None,        # whose keys the queries p look at: int64 [P]; their own image's, if not given
+    *,
+    attn_mask=None,    # boolean, True takes part, or added; broadcasts to [P, h, M, N], or with M = 1 to [B, h, 1, N]
+    is_causal=False,   # query i sees keys 0 to i only: its own block's, and `budget` before that
+    scale=None,        # what scores are multiplied by: 1/sqrt(d), if not given
+    dropout_p=0.,      # share of the weights set to zero, in evaluation too, like PyTorch's
+    layout='bhnd',     # order of the axes of q, k, v and the result: bhnd, or bnhd
+):
+    """Softmax attention of each block of 64 queries over its best blocks of 16 keys: [P, h, M, d].
+
+    Gradients reach `q`, `k`, `v` and an additive `attn_mask`; the choice itself has none. A query that may see nothing
+    gets zeros. It is made of PyTorch's own operators (on a GPU, of kernels). Raises `AsamoeError`."""
+    if isinstance(budget, torch.Tensor) or owner is not None and is_causal:
+        raise AsamoeError('Block attention takes one number as its budget, and no `owner` where it is causal.')
+    q, k, v, mask, scale = prepare(q, k, v, budget, attn_mask, scale, dropout_p, layout, owner)
+    n, blocks = -(-budget//KEY_BLOCK), -(-k.shape[2]//KEY_BLOCK)
+    if not q.numel() or keeps_all(n, blocks):
+        if owner is not None:
+            k, v = k[owner], v[owner]
+            if mask is not None and mask.shape[2] == 1: mask = theirs(mask, owner)
+        out = dense_attention(q, k, v, mask, is_causal, scale, dropout_p)
+    else:
+        if owner is None: owner = torch.arange(k.shape[0], device=q.device)
+        attend = wide_blocks if q.device.type == 'cpu' else attend_blocks
+        out = attend(q, k, v, n, owner, mask, is_causal, scale, dropout_p)
+    return out.transpose(1, 2) if layout == 'bnhd' else out
+
+# %% ../nbs/1_attention/11_blocks.ipynb #20d18a0c
+library = torch.library.Library('asamoe', 'FRAGMENT')             # what it declares lives as long as this object
+library.define('block_attention(Tensor q, Tensor k, Tensor v, SymInt budget, Tensor? owner=None, '
+               'Tensor? attn_mask=None, bool is_causal=False, float? scale=None, float dropout_p=0.) -> Tensor')
+
+def block_operator(q, k, v, budget, owner=None, attn_mask=None, is_causal=False, scale=None, dropout_p=0.):
+    "`block_attention` as PyTorch calls it: arguments in order."
+    options = dict(attn_mask=attn_mask, is_causal=is_causal, scale=scale, dropout_p=dropout_p)
+    return block_attention(q, k, v, budget, owner, **options)
+
+library.impl('block_attention', block_operator, 'CompositeImplicitAutograd')
+
+# %% ../nbs/1_attention/11_blocks.ipynb #2b447ac5
 def z_order(height, width):
     "The order in which `height` x `width` tokens follow the Z-curve: int64 [height*width]; its `argsort()` leads back."
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')

@@ -1,4 +1,4 @@
-"Every chapter of the paper's part follows, byte for byte, from the committed records: `make test-records`."
+"Every chapter of the paper's part follows, byte for byte, from the committed records: `make test-slow`."
 import json, subprocess, sys
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from asamoe.cli import chapters, makes_figures
 
 FIGURES = Path(__file__).resolve().parent.parent/'figures'
 PAPER = [key for key, path in chapters().items() if key.startswith('2_paper/') and makes_figures(path)]
-pytestmark = pytest.mark.records
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

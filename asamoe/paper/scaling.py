@@ -57,7 +57,7 @@ def counted(f):
     written_out = sdpa_kernel(SDPBackend.MATH)                    # the counter does not know the fused kernel for CPUs
     with written_out, FlopCounterMode(display=False) as counter: f()
     flops = {str(op): n for op, n in counter.get_flop_counts().get('Global', {}).items()}
-    attention = flops.pop('aten.bmm', 0)
+    attention = sum(flops.pop(op, 0) for op in ('aten.bmm', 'asamoe.topk_attention'))
     return dict(attention=attention//2, projections=sum(flops.values())//2)
 
 # %% ../../nbs/2_paper/24_scaling.ipynb #c37284c5
@@ -159,7 +159,7 @@ def bench_operators(sizes, rounds=7, seconds=20, **settings):
             for row in bench_operators_at(N, training, rounds, seconds, **settings)]
 
 # %% ../../nbs/2_paper/24_scaling.ipynb #0a8027c8
-MODEL_KINDS = KINDS | dict(select=('TopKAttention', *KINDS['select']))
+MODEL_KINDS = KINDS | dict(select=('asamoe::topk_attention', *KINDS['select']))
 
 def model_count(N=64, D=128, depth=2, budgets=(32, 64, 128), patch=4):
     "Multiply-adds of our `SmallViT` for one image."
