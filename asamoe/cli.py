@@ -7,9 +7,9 @@ __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapt
            'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'stopping', 'told', 'run_jobs',
            'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument', 'parser',
            'campaign', 'needs', 'data_labels', 'plan_jobs', 'to_run', 'check_weights', 'prepare', 'reproduce',
-           'read_rows', 'told_claim', 'claims', 'read_reference', 'show_bench', 'bench', 'denoise', 'written', 'aside',
-           'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading', 'contents',
-           'usage', 'run_command', 'main']
+           'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench', 'denoise', 'written',
+           'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading',
+           'contents', 'usage', 'run_command', 'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import json, os, platform, re, signal, subprocess, sys, time
@@ -444,6 +444,28 @@ def claims(
     counts = {v: sum(row['verdict'] == v for row in rows) for v in counts}
     told = [f'{n} {v or "without verdict"}' for v, n in sorted(counts.items(), key=lambda item: -item[1]) if n]
     print(f'{len(rows)} statements: {", ".join(told)}')
+
+# %% ../nbs/9_book/99_reproduce.ipynb #aa6ecbfb
+@command
+def check(
+    claim:str,              # the id of a row, as in figures/claims.csv
+    train:bool=False,       # train one new seed now (minutes) and lay it beside the others
+    data:str='cifar10-part',  # with --train: the images that the records were made with, or a file of them
+):
+    "Show how one row of the table of claims came about, or try it with one more training (in a clone)."
+    from asamoe.book import claims as book
+    from asamoe.verdicts import claim_row, judge, read_claims, read_quantities, statement_levels
+    row, quantities = claim_row(claim), read_quantities(figures_dir())
+    known, levels = book.settings(quantities), statement_levels(read_claims(), quantities)
+    print('\n'.join(book.told_check(row, quantities, known, levels)))
+    if not train: return
+    from asamoe.data import load_source
+    value, kind, seed = book.one_more(row, quantities, load_source(local(data)))
+    dead = f", dead outputs: {kind.replace('-', ' and ')}"*bool(kind)
+    print(f'\nseed {seed}, trained now: {value:.6g}{dead}')
+    q = book.with_run(quantities[row.origin], value, kind)
+    found = judge(row, {row.origin: q}, known, levels)
+    print('\n'.join([*book.told_reference(row, q, found), f"verdict with it: {found['verdict']}"]))
 
 # %% ../nbs/9_book/99_reproduce.ipynb #c12b5de1
 def read_reference(path):

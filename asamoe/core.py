@@ -9,13 +9,13 @@ __all__ = ['PARAMETERS', 'AsamoeError', 'DataError', 'WeightsError', 'TrainingEr
            'derive_seed', 'generator', 'Preset', 'get_preset', 'Chapter', 'save_figure', 'save_table', 'vouched',
            'read_table', 'quantity', 'save_quantities']
 
-# %% ../nbs/0_house/00_core.ipynb #2bfbc64c
+# %% ../nbs/0_house/00_core.ipynb #8db4b9e3
 import errno, hashlib, io, json, math, os, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-# %% ../nbs/0_house/00_core.ipynb #64ca1ce1
+# %% ../nbs/0_house/00_core.ipynb #df78728f
 class AsamoeError(Exception):
     "Something the user can mend. Its text is one sentence: what was wrong, and what to do."
 
@@ -31,13 +31,13 @@ class TrainingError(AsamoeError):
 class RecordError(AsamoeError):
     "A record, a measurement or a table that was altered since it was written."
 
-# %% ../nbs/0_house/00_core.ipynb #abdb70b0
+# %% ../nbs/0_house/00_core.ipynb #d54cdf96
 def one_of(value, options, what):
     "`value` if it is among `options`; otherwise an `AsamoeError` that lists them."
     if value in options: return value
     raise AsamoeError(f"Unknown {what} {value!r}: choose one of {', '.join(map(str, options))}.")
 
-# %% ../nbs/0_house/00_core.ipynb #b3882004
+# %% ../nbs/0_house/00_core.ipynb #e617536b
 @dataclass(frozen=True)
 class Bounds:
     "What a setting may be."
@@ -56,7 +56,7 @@ class Bounds:
         if isinstance(value, bool) or not isinstance(value, (int,) if self.kind is int else (int, float)): return False
         return math.isfinite(value) and self.low <= value <= self.high and value > self.above
 
-# %% ../nbs/0_house/00_core.ipynb #a805629e
+# %% ../nbs/0_house/00_core.ipynb #a8a4c951
 from fastcore.basics import patch
 
 @patch
@@ -69,7 +69,7 @@ def describe(self:Bounds):
     end = f'{" and" if self.above > -math.inf else ""} up to {self.high:g}' if self.high < math.inf else ''
     return what + start + (end or (' on' if self.low > -math.inf else ''))
 
-# %% ../nbs/0_house/00_core.ipynb #7580322e
+# %% ../nbs/0_house/00_core.ipynb #7495b6de
 @patch
 def check(self:Bounds, name, value):
     "`value` if it is within bounds; else an `AsamoeError` that names the setting and says what it may be."
@@ -80,7 +80,7 @@ def check(self:Bounds, name, value):
         raise AsamoeError(f"{name} is {value!r}: give {'a list, each of it ' if self.many else ''}{self.describe()}.")
     return value
 
-# %% ../nbs/0_house/00_core.ipynb #c4b557bc
+# %% ../nbs/0_house/00_core.ipynb #e590fa6f
 def setting(default, kind=float, **bounds):
     "A dataclass field with a `default` and `Bounds`; `check_fields` reads them."
     how = dict(default_factory=lambda: default) if isinstance(default, (dict, list)) else dict(default=default)
@@ -91,7 +91,7 @@ def check_fields(config):
     for f in fields(config):
         if 'bounds' in f.metadata: f.metadata['bounds'].check(f.name, getattr(config, f.name))
 
-# %% ../nbs/0_house/00_core.ipynb #4b35ad12
+# %% ../nbs/0_house/00_core.ipynb #b76501af
 _count, _level = Bounds(int, low=1, optional=True), Bounds(float, above=0, high=1)
 PARAMETERS = dict(
     sigma=_level, **{name: Bounds(float, above=0, high=1, many=True) for name in ('levels', 'sigma_range')},
@@ -102,7 +102,7 @@ PARAMETERS = dict(
     train=Bounds(bool), headline=Bounds(bool),
     **{name: Bounds(str) for name in ('preset', 'data', 'out', 'weights', 'retrain', 'tables', 'cbsd68')})
 
-# %% ../nbs/0_house/00_core.ipynb #bb6ae4de
+# %% ../nbs/0_house/00_core.ipynb #7c0038d2
 def check_parameters(**values):
     "Check the parameters of a chapter by name (those that `PARAMETERS` lists); raises `AsamoeError`."
     for name, value in values.items():
@@ -111,7 +111,7 @@ def check_parameters(**values):
     if len(ends) != 2 or ends[0] >= ends[1]:
         raise AsamoeError(f"sigma_range is {ends!r}: give two levels, the lower one first.")
 
-# %% ../nbs/0_house/00_core.ipynb #0fba6d72
+# %% ../nbs/0_house/00_core.ipynb #4d24059e
 def root():
     "The project's root: `$ASAMOE_ROOT`, else the clone that holds this package, else the current folder."
     if os.environ.get('ASAMOE_ROOT'): return Path(os.environ['ASAMOE_ROOT']).resolve()
@@ -124,7 +124,7 @@ def records_dir(): return data_dir()/'records'
 def claims_dir(): return data_dir()/'claims'
 def figures_dir(): return root()/'figures'
 
-# %% ../nbs/0_house/00_core.ipynb #c6a2f399
+# %% ../nbs/0_house/00_core.ipynb #bd8a9aaa
 @contextmanager
 def disk_errors(path):
     "Turn an `OSError` while writing `path` into an `AsamoeError` that says what to do."
@@ -135,7 +135,7 @@ def disk_errors(path):
         raise AsamoeError(f"Could not write {path}: {why}. Free some space or fix the folder and run the same command "
                           "again; what was written before is intact.") from e
 
-# %% ../nbs/0_house/00_core.ipynb #dc0e5815
+# %% ../nbs/0_house/00_core.ipynb #74f65fc5
 def atomic_write(path, content):
     "Write `content` (bytes or str) to `path`, whole or not at all. Raises `AsamoeError` on a full disk."
     path = Path(path)
@@ -154,20 +154,20 @@ def atomic_write(path, content):
             raise
     return path
 
-# %% ../nbs/0_house/00_core.ipynb #b967e7df
+# %% ../nbs/0_house/00_core.ipynb #f87c3c20
 def sha256(content):
     "Hex SHA-256 of bytes, of a str, or of the file at a `Path`."
     if isinstance(content, Path):
         with open(content, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
-# %% ../nbs/0_house/00_core.ipynb #5fb36892
+# %% ../nbs/0_house/00_core.ipynb #df3865e0
 def seal(value):
     "The text of a JSON file that says `value` (a dict) and its own checksum, under `seal`."
     def text(value): return json.dumps(value, sort_keys=True) + '\n'
     return text(value | dict(seal=sha256(text(value))))
 
-# %% ../nbs/0_house/00_core.ipynb #15437224
+# %% ../nbs/0_house/00_core.ipynb #6de15508
 def check(text, where):
     "What the sealed `text` says. Raises `RecordError`, naming the file `where`, if a byte of it was altered."
     try:
@@ -178,7 +178,7 @@ def check(text, where):
     raise RecordError(f'{where} was altered since it was written, its checksum does not fit: restore it '
                       '(git checkout), or delete it to have it made anew.')
 
-# %% ../nbs/0_house/00_core.ipynb #38de7fc6
+# %% ../nbs/0_house/00_core.ipynb #b27bd1f2
 def write_sealed(path, value):
     "Write the dict `value` to `path`, sealed and whole or not at all. Returns the path."
     return atomic_write(path, seal(value))
@@ -189,7 +189,7 @@ def read_sealed(path):
     except FileNotFoundError: return None
     return check(text, path)
 
-# %% ../nbs/0_house/00_core.ipynb #bb5e57f9
+# %% ../nbs/0_house/00_core.ipynb #529dacbe
 def derive_seed(*parts):
     "A 63-bit seed from any mix of numbers and names, such as `derive_seed(0, 'shuffle', epoch)`."
     return int(sha256('/'.join(map(str, parts)))[:16], 16) >> 1
@@ -199,7 +199,7 @@ def generator(*parts, device='cpu'):
     import torch   # here, so that commands that draw no numbers start at once
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 
-# %% ../nbs/0_house/00_core.ipynb #b3ba4c95
+# %% ../nbs/0_house/00_core.ipynb #76fc3631
 @dataclass(frozen=True)
 class Preset:
     "How far to cut an experiment down. `None` leaves the published number alone."
@@ -218,18 +218,18 @@ class Preset:
         limit = getattr(self, field)
         return published if limit is None else min(limit, published)
 
-# %% ../nbs/0_house/00_core.ipynb #c4927ddf
+# %% ../nbs/0_house/00_core.ipynb #3cc6b33c
 PRESETS = {p.name: p for p in (
     Preset('smoke', n_train=64, n_val=32, n_test=16, epochs=2, seeds=2),
     Preset('quick', n_train=1600, n_val=128, n_test=2000, epochs=6, seeds=2),
     Preset('paper'))}
 
-# %% ../nbs/0_house/00_core.ipynb #ebd999ab
+# %% ../nbs/0_house/00_core.ipynb #f404f289
 def get_preset(name):
     "The preset called `name`."
     return PRESETS[one_of(name, PRESETS, 'preset')]
 
-# %% ../nbs/0_house/00_core.ipynb #f8a030dc
+# %% ../nbs/0_house/00_core.ipynb #d98f19b1
 @dataclass
 class Chapter:
     "Where the results of one notebook go."
@@ -252,7 +252,7 @@ class Chapter:
         atomic_write(listed, json.dumps(self.files, sort_keys=True, indent=1))
         return path
 
-# %% ../nbs/0_house/00_core.ipynb #5583afae
+# %% ../nbs/0_house/00_core.ipynb #2c293a4d
 def save_figure(chapter:Chapter, fig, name, caption_data=True):
     "Save `fig` as `name`.png in the chapter's folder, with a line under it that names the data. Returns the path."
     if caption_data: fig.supxlabel(f'Data: {chapter.data_label}', x=.995, ha='right', color='.45')
@@ -265,7 +265,7 @@ def save_table(chapter:Chapter, table, name, digits=6):
     table = table.assign(data=chapter.data_label).round(digits)
     return chapter.note(atomic_write(chapter.folder/f'{name}.csv', table.to_csv(index=False)))
 
-# %% ../nbs/0_house/00_core.ipynb #a897cbd9
+# %% ../nbs/0_house/00_core.ipynb #b082ae24
 def vouched(results):
     "The checksums that the manifest and the chapters' lists have for files in `results`: {name: set of SHA-256}."
     found, manifest = {}, Path(results)/'manifest.json'
@@ -278,7 +278,7 @@ def vouched(results):
         raise RecordError(f'{results}: its manifest.json or its lists of files are damaged; restore them.') from e
     return found
 
-# %% ../nbs/0_house/00_core.ipynb #d4ba2987
+# %% ../nbs/0_house/00_core.ipynb #dad445fb
 def read_table(results, name):
     "The table `name` (such as '2_paper/ablation_runs') below `results`, None if there is none. Raises `RecordError`."
     import pandas as pd
@@ -290,18 +290,20 @@ def read_table(results, name):
                           '(git checkout), or make it anew (asamoe reproduce).')
     return pd.read_csv(path)
 
-# %% ../nbs/0_house/00_core.ipynb #547dcb4e
+# %% ../nbs/0_house/00_core.ipynb #cd0d7303
 def quantity(
     name, value,
     low=None, high=None,   # its 95 % interval; without one the value is exact
     seeds=1,               # over how many trainings (1: over images or repetitions, as `note` says)
     note='',               # what the interval is over, or why there is none
+    runs='',               # the trainings one by one, if it is over trainings: '23.1@0 19.7@1', value@kind or value
 ):
     "One row for `save_quantities`."
     if low is None: low, high, seeds, note = value, value, 0, f"exact: {note or 'arithmetic'}"
-    return dict(quantity=name, value=float(value), ci_low=float(low), ci_high=float(high), n_seeds=seeds, note=note)
+    row = dict(quantity=name, value=float(value), ci_low=float(low), ci_high=float(high), n_seeds=seeds, note=note)
+    return row | (dict(runs=runs) if runs else {})
 
-# %% ../nbs/0_house/00_core.ipynb #ddb5a0ea
+# %% ../nbs/0_house/00_core.ipynb #7135b281
 def save_quantities(chapter:Chapter, rows):
     "Save `rows` of `quantity` as `quantities_`*chapter*.csv. Returns the path."
     import pandas as pd

@@ -6,13 +6,13 @@
 __all__ = ['image_scores', 'mean_ci', 'paired_difference', 'bootstrap', 'summarise', 'over_seeds', 'over_images',
            'over_trainings', 'edge_strength', 'correlation', 'border_steps', 'picture_quality']
 
-# %% ../nbs/0_house/04_evaluation.ipynb #356022df
+# %% ../nbs/0_house/04_evaluation.ipynb #edcb0afe
 import numpy as np, pandas as pd, scipy.stats, torch, torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from .core import AsamoeError, quantity
 
-# %% ../nbs/0_house/04_evaluation.ipynb #32e93409
+# %% ../nbs/0_house/04_evaluation.ipynb #988ff647
 def image_scores(
     images, # [n, C, H, W], values in [0, 1]: what was made
     clean,  # the same shape: what it should be
@@ -27,20 +27,20 @@ def image_scores(
                               mse=((c - x)**2).mean())
                          for x, c in zip(images.double().cpu().numpy(), clean.double().cpu().numpy())])
 
-# %% ../nbs/0_house/04_evaluation.ipynb #45017c96
+# %% ../nbs/0_house/04_evaluation.ipynb #75276df4
 def mean_ci(x, level=.95):
     "Mean of `x` and its interval from Student's t, (mean, low, high); no interval (NaN) from fewer than three values."
     x = np.asarray(x, float)
     half = scipy.stats.t.ppf((1 + level)/2, len(x) - 1)*x.std(ddof=1)/np.sqrt(len(x)) if len(x) > 2 else np.nan
     return x.mean(), x.mean() - half, x.mean() + half
 
-# %% ../nbs/0_house/04_evaluation.ipynb #7a8dd3d0
+# %% ../nbs/0_house/04_evaluation.ipynb #9072de75
 def paired_difference(a, b, level=.95):
     "Mean of `a - b`, one value per image in each and in the same order, with its interval: (mean, low, high)."
     if len(a) != len(b): raise AsamoeError(f'{len(a)} values cannot be paired with {len(b)}.')
     return mean_ci(np.asarray(a) - np.asarray(b), level)
 
-# %% ../nbs/0_house/04_evaluation.ipynb #32db1f6b
+# %% ../nbs/0_house/04_evaluation.ipynb #41b341dc
 def bootstrap(
     x,          # one row per image
     statistic,  # a function of such rows that gives one number
@@ -51,21 +51,27 @@ def bootstrap(
     values = [statistic(x[rng.integers(len(x), size=len(x))]) for _ in range(draws)]
     return statistic(x), *np.percentile(values, [2.5, 97.5])
 
-# %% ../nbs/0_house/04_evaluation.ipynb #c18c91bd
-def in_words(x, decimals=2, sign=False):
-    "'mean [low, high]' of `x`; of fewer than three values, the values themselves."
+# %% ../nbs/0_house/04_evaluation.ipynb #95478412
+def mean_of(x, kinds=None):
+    "Mean of `x` with its 95 % interval: Student's, or drawn from `x` where `kinds` differ: (mean, low, high)."
+    if kinds is None or len(set(kinds)) < 2 or len(x) < 3: return mean_ci(x)
+    return bootstrap(np.asarray(x, float), np.mean, draws=2000)
+
+# %% ../nbs/0_house/04_evaluation.ipynb #9592346c
+def in_words(x, decimals=2, sign=False, kinds=None):
+    "'mean [low, high]' of `x`, see `mean_of`; of fewer than three values, the values themselves."
     number = lambda v: f'{v:{"+" if sign else ""}.{decimals}f}'
-    mean, low, high = map(number, mean_ci(x))
+    mean, low, high = map(number, mean_of(x, kinds))
     return f'{mean} [{low}, {high}]' if len(x) > 2 else ' and '.join(map(number, x))
 
-# %% ../nbs/0_house/04_evaluation.ipynb #203af1d9
+# %% ../nbs/0_house/04_evaluation.ipynb #73ab996f
 def share_ci(flags):
     "Share of true among `flags` with Wilson's 95 % interval: (share, low, high), each in [0, 1]."
     flags = np.asarray(flags, bool)
     result = scipy.stats.binomtest(int(flags.sum()), len(flags))
     return result.statistic, *result.proportion_ci(method='wilson')
 
-# %% ../nbs/0_house/04_evaluation.ipynb #c28f25c4
+# %% ../nbs/0_house/04_evaluation.ipynb #ea03db5c
 def summarise(scores):
     "One row from a table of scores: mean with interval, deviation, percentiles of `psnr` and `ssim`; mean `mse`."
     row = dict(images=len(scores))
@@ -76,49 +82,67 @@ def summarise(scores):
             row[f'{m}_{name}'] = np.percentile(scores[m], p)
     return row | dict(mse=scores.mse.mean())
 
-# %% ../nbs/0_house/04_evaluation.ipynb #103e2dea
+# %% ../nbs/0_house/04_evaluation.ipynb #4cbaa289
 def over_seeds(
     table,                    # one row per training
     by,                       # names of the columns that tell groups apart
     columns=('psnr', 'ssim'), # what is averaged over the trainings of a group
     listed=(),                # columns whose values are listed, training by training
     same=('parameters',),     # columns, where `table` has them, with one value in a group
+    kind='',                  # the column that tells kinds of trainings apart
 ):
-    "Mean of `columns` with its 95 % interval over trainings (Student's t), for each group: a data frame."
+    "Mean of `columns` with its 95 % interval over trainings (`mean_of`), for each group: a data frame."
     rows = []
     for names, group in table.groupby(list(by), sort=False):
-        row = dict(zip(by, names), seeds=len(group))
-        for c in columns: row[c], row[f'{c}_ci_low'], row[f'{c}_ci_high'] = mean_ci(group[c])
+        row, kinds = dict(zip(by, names), seeds=len(group)), group[kind] if kind else None
+        for c in columns: row[c], row[f'{c}_ci_low'], row[f'{c}_ci_high'] = mean_of(group[c], kinds)
         row |= {c: ' '.join(map(str, group[c])) for c in listed}
         rows.append(row | {c: group[c].iloc[0] for c in same if c in group})
     return pd.DataFrame(rows)
 
-# %% ../nbs/0_house/04_evaluation.ipynb #899c67bf
+# %% ../nbs/0_house/04_evaluation.ipynb #08c82238
 def over_images(name, x, statistic=np.mean):
     "A `quantity`: `statistic` of `x`, one value per image; Student's t for a mean, else 2,000 bootstrap draws."
     x = np.asarray(x, float)
     found = mean_ci(x) if statistic is np.mean else bootstrap(x, statistic, draws=2000)
     return quantity(name, *found, note=f'interval over {len(x):,} images')
 
-def over_trainings(name, x, note=''):
-    "A `quantity`: the mean of `x`, one value per training; `note` follows the words that say so."
-    kind = 'interval over' if len(x) > 2 else 'no interval over'
-    return quantity(name, *mean_ci(x), len(x), f'{kind} {len(x)} trainings{note}')
+# %% ../nbs/0_house/04_evaluation.ipynb #a0169908
+def over_few(name, x, n, statistic=np.mean, draws=2000):
+    "A `quantity`: `statistic` of `x`, and where 95 % of its values lie for `n` images drawn from these at random."
+    x, rng = np.asarray(x, float), np.random.default_rng(0)
+    values = [statistic(x[rng.integers(len(x), size=n)]) for _ in range(draws)]
+    return quantity(name, np.mean(values), *np.percentile(values, [2.5, 97.5]),
+                    note=f'statistic of {n} images, drawn from {len(x)}')
 
-# %% ../nbs/0_house/04_evaluation.ipynb #f7e0efa2
+# %% ../nbs/0_house/04_evaluation.ipynb #f7501b96
+def over_trainings(
+    name, x,    # one value per training
+    note='',    # follows the words that say over how many
+    kinds=None, # the kind of each training, such as its number of dead outputs ('0-1' of a pair)
+    ids=None,   # the identity of each ('a-b' of a pair)
+):
+    "A `quantity`: the mean of `x` with its interval (`mean_of`)."
+    kind = 'interval over' if len(x) > 2 else 'no interval over'
+    kinds = None if kinds is None else list(map(str, kinds))
+    marks = ['' if kinds is None else f'@{k}' for k in kinds or x]
+    runs = ' '.join(f'{v:.7g}{mark}' + f'#{i}'*bool(i) for v, mark, i in zip(x, marks, ids or ['']*len(x)))
+    return quantity(name, *mean_of(x, kinds), len(x), f'{kind} {len(x)} trainings{note}', runs)
+
+# %% ../nbs/0_house/04_evaluation.ipynb #3e3abb8f
 def edge_strength(images):
     "Sobel gradient magnitude of the grey values: [n, C, H, W] in [0, 1] -> [n, H, W]."
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), 'replicate')
     sobel = grey.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])/4
     return F.conv2d(grey, torch.stack([sobel, sobel.T])[:, None]).square().sum(1).sqrt()
 
-# %% ../nbs/0_house/04_evaluation.ipynb #56c6f282
+# %% ../nbs/0_house/04_evaluation.ipynb #7edf276d
 def correlation(a, b):
     "Pearson correlation over the last dimension: [..., N], [..., N] -> [...]; 0 where one of them is constant."
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a*b).sum(-1)/(a.norm(dim=-1)*b.norm(dim=-1)).clamp_min(1e-12)
 
-# %% ../nbs/0_house/04_evaluation.ipynb #4094c493
+# %% ../nbs/0_house/04_evaluation.ipynb #237ebd9e
 def border_steps(images, patch):
     "Mean step across the borders of patches of `patch` x `patch` pixels over that inside: [n, C, H, W] -> [n]."
     steps = lambda x: x.diff(dim=-1).abs().mean((1, 2))            # (n, W-1)
@@ -126,7 +150,7 @@ def border_steps(images, patch):
     border = torch.arange(1, images.shape[-1]) % patch == 0
     return both[:, border].mean(1)/both[:, ~border].mean(1)
 
-# %% ../nbs/0_house/04_evaluation.ipynb #d4d4478f
+# %% ../nbs/0_house/04_evaluation.ipynb #38c539af
 def picture_quality(images, clean, patch=4):
     "`borders`, `colour_error`, `edges`, `sharpness` of each image of [n, C, H, W] in [0, 1]: a data frame with n rows."
     e, c = edge_strength(images).flatten(1), edge_strength(clean).flatten(1)

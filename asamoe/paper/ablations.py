@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'RECIPES', 'MATCHED_DIM', 'VARIANTS', 'plan', 'contestant', 'run_scores', 'difference']
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #7226d239
+# %% ../../nbs/2_paper/21_ablations.ipynb #67586f0b
 import pandas as pd
 
 from ..core import AsamoeError, one_of
 from ..denoising import ABLATION, measured_peaks, measured_scores
 from ..training import Training
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #2564c1c3
+# %% ../../nbs/2_paper/21_ablations.ipynb #48467c7f
 PUBLISHED = ('standard', 'non-adaptive', 'adaptive')
 RECIPES = {'train': 'published', 'eval': 'repaired'}              # by the clamp: while training, or only in use
 MATCHED_DIM = 188                    # 599,911 parameters against 599,689: the nearest multiple of 4 heads
@@ -22,7 +22,7 @@ VARIANTS = {
     'constant router': dict(attention='adaptive', router='constant'),
     'random router': dict(attention='adaptive', router='random'), 'no load balance': dict(attention='adaptive')}
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #c01098d6
+# %% ../../nbs/2_paper/21_ablations.ipynb #87728c6c
 def ablation_config(
     variant,       # one of `VARIANTS`
     clamp,         # 'train' (as published) or 'eval' (repaired)
@@ -34,14 +34,14 @@ def ablation_config(
     args = dict(VARIANTS[one_of(variant, VARIANTS, 'variant')], clamp=one_of(clamp, RECIPES, 'clamp'), **arguments)
     return base.but(model_args=args, seed=seed, **(dict(load_balance=0) if variant == 'no load balance' else {}))
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #c3e67686
+# %% ../../nbs/2_paper/21_ablations.ipynb #deb7da14
 def ablation_setting(preset, source, sigma=.2, epochs=None):
     "(`Splits`, `RunConfig`) of the paper's ablations (A.2) on `source`, as far as `preset` goes."
     published = [('n_train', 5000), ('n_val', 1000), ('n_test', 1000)]
     base = ABLATION if preset.publishes else ABLATION.but(epochs=1, batch_size=16)
     return source.split(*(preset.cap(*part) for part in published)), base.but(sigma=sigma, epochs=epochs or base.epochs)
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #7c87df4d
+# %% ../../nbs/2_paper/21_ablations.ipynb #a775b472
 def plan(
     preset, source,
     sigma=.2, budgets=(32, 64, 128),
@@ -58,23 +58,32 @@ def plan(
     return [Training('2_paper/21_ablations', f'{v}, {RECIPES[clamp]}', config, splits)
             for (v, clamp, _), config in configs.items()]
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #88739256
+# %% ../../nbs/2_paper/21_ablations.ipynb #03f3aa6b
 def contestant(training):
     "(variant, clamp, seed) of one of the `plan`'s trainings."
     return training.variant.rpartition(', ')[0], training.config.model_args['clamp'], training.config.seed
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #0447141d
+# %% ../../nbs/2_paper/21_ablations.ipynb #deb00d3b
 def run_scores(run, images, sigma, noise_seed=0):
     "One row for a finished run: mean PSNR and its deviation, mean SSIM on `images`, and how many outputs are dead."
     s, peaks = measured_scores(run, images, sigma, noise_seed), measured_peaks(run, images, sigma, noise_seed)
     return dict(psnr=s.psnr.mean(), psnr_std=s.psnr.std(ddof=0), ssim=s.ssim.mean(),
                 dead_outputs=(peaks <= 0).sum().item(), parameters=run.record['parameters'])
 
-# %% ../../nbs/2_paper/21_ablations.ipynb #3253a2bb
+# %% ../../nbs/2_paper/21_ablations.ipynb #d16c990c
 def difference(table, a, b, clamp):
-    "PSNR and SSIM of model `a` minus model `b`, paired by seed: a data frame from `table` (`ablation_runs`)."
+    "PSNR and SSIM of model `a` minus model `b`, paired by seed, with both numbers of dead outputs: a data frame."
     groups = table[table.clamp == clamp].groupby('model')
     scores = {model: part.set_index('seed')[['psnr', 'ssim']] for model, part in groups}
     if not {a, b} <= set(scores) or list(scores[a].index) != list(scores[b].index):
         raise AsamoeError('The two models were not trained with the same seeds: run both with the same ones.')
-    return (scores[a] - scores[b]).reset_index().assign(model=a, against=b, clamp=clamp)
+    dead = [groups.get_group(m).dead_outputs.astype(str).to_numpy() for m in (a, b)]
+    kinds = [f'{first}-{second}' for first, second in zip(*dead)]
+    return (scores[a] - scores[b]).reset_index().assign(model=a, against=b, clamp=clamp, dead_outputs=kinds)
+
+# %% ../../nbs/2_paper/21_ablations.ipynb #f1159d19
+def answers(run, images):
+    "What a finished run of this chapter answers on `images`: {end of a quantity's name: value}, with `dead_outputs`."
+    found = run_scores(run, images, run.config.task.sigma)
+    return {'psnr.mean': found['psnr'], 'ssim.mean': found['ssim'], 'psnr.std': found['psnr_std'],
+            'dead_outputs': found['dead_outputs']}

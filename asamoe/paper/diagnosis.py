@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plan', 'count_dead', 'turn_down', 'watch', 'blackout']
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #61f64252
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #d3124034
 import numpy as np, pandas as pd, torch
 
 from ..core import generator
@@ -14,7 +14,7 @@ from ..denoising import denoise_all, output_peaks
 from .ablations import PUBLISHED, contestant, plan as ablations
 from ..training import Training, epoch_order, initial_state
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #0bd32a26
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #293ecf39
 def plan(preset, source, sigma=.2, cheap_seeds=None):
     "The short trainings of the paper's three models as published: a list of `Training`, `cheap_seeds` of each."
     seeds = cheap_seeds or dict(smoke=2, quick=4, paper=30)[preset.name]
@@ -23,12 +23,12 @@ def plan(preset, source, sigma=.2, cheap_seeds=None):
     return [Training('2_paper/25_diagnosis', t.variant, t.config.but(**short), t.data)
             for t in full if contestant(t)[1] == 'train']
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #eed136de
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #442f6b37
 def count_dead(model, images, sigma=.2, noise_seed=0):
     "How many output channels of `model` lie at or below 0 for every patch of the noisy `ImageSet` `images`."
     return (output_peaks(model, images, sigma, noise_seed) <= 0).sum().item()
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #bb57ffa6
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #94c92fa3
 def turn_down(model, factor):
     "Divide what each attention layer of a standard `model` adds to its tokens by `factor`. Returns the model."
     with torch.no_grad():
@@ -36,7 +36,7 @@ def turn_down(model, factor):
             for p in block.attn.W_out.parameters(): p.div_(factor)
     return model
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #db54d653
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #06f7e7a8
 def watch(
     config,       # a `RunConfig` that denoises
     splits,       # its images
@@ -57,14 +57,14 @@ def watch(
         if step % every == 0: rows.append(dict(step=step, dead_outputs=count_dead(model, probe)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #80c851d5
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #5b40b09a
 def _channel_errors(model, images, sigma, noise_seed):
     "Squared error of each output channel, summed over patches: of the model's output, and of 0; both [n, 3p^2]."
     clean, noisy = to_float(images.images), evaluation_noisy(images, sigma, noise_seed)
     summed = lambda x: torch.nn.functional.pixel_unshuffle(x.square(), model.patch_size).sum((2, 3))
     return summed(denoise_all(model, noisy) - clean), summed(clean)
 
-# %% ../../nbs/2_paper/25_diagnosis.ipynb #74e9e31c
+# %% ../../nbs/2_paper/25_diagnosis.ipynb #0bb0f7c3
 def blackout(
     model, images, sigma, # a `SmallViT` on the noisy `ImageSet` `images`
     counts=range(13),     # numbers of channels

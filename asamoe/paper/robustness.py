@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['ROBUSTNESS', 'robustness_config', 'robustness_setting', 'plan', 'fed', 'level_scores', 'averages', 'gains']
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #c797fbcc
-import pandas as pd
+# %% ../../nbs/2_paper/23_robustness.ipynb #614e1500
+import numpy as np, pandas as pd
 
 from ..core import one_of
 from ..data import Splits
-from ..denoising import HEADLINE, level_means
+from ..denoising import HEADLINE, level_means, measured_peaks
 from .ablations import RECIPES
 from ..training import Training
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #06ca4544
+# %% ../../nbs/2_paper/23_robustness.ipynb #052f11c7
 ROBUSTNESS = HEADLINE.but(epochs=8, batch_size=64, weight_decay=1e-5, schedule='constant', grad_clip=0, load_balance=0)
 
 def robustness_config(
@@ -27,20 +27,20 @@ def robustness_config(
     args = dict(attention='adaptive', clamp=one_of(clamp, RECIPES, 'clamp'))
     return base.but(model_args=args, sigma=tuple(sigma) if isinstance(sigma, (tuple, list)) else sigma, seed=seed)
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #401f7958
+# %% ../../nbs/2_paper/23_robustness.ipynb #1169856c
 def four_fifths(splits):
     "`Splits` whose training images are cut 80/20 into training and validation; the test images stay."
     n = len(splits.train)*8//10
     return Splits(splits.label, splits.train[:n], splits.train[n:], splits.test)
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #2247be06
+# %% ../../nbs/2_paper/23_robustness.ipynb #56f25fad
 def robustness_setting(preset, source, epochs=None):
     "(`Splits`, `RunConfig`) of the paper's robustness experiment on `source`, as far as `preset` goes."
     n_test = 1000 if preset.publishes else min(preset.n_test, 200)
     base = ROBUSTNESS if preset.publishes else ROBUSTNESS.but(epochs=1, batch_size=16)
     return four_fifths(source.split(preset.cap('n_train', 4000), 1, n_test)), base.but(epochs=epochs or base.epochs)
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #8095a8c7
+# %% ../../nbs/2_paper/23_robustness.ipynb #fa0eeb79
 def plan(
     preset, source,
     sigma=.2, sigma_range=(.1, .3), # what the two diets are
@@ -56,15 +56,15 @@ def fed(training):
     "(diet, clamp, seed) of one of the `plan`'s trainings."
     return training.variant.rpartition(', ')[0], training.config.model_args['clamp'], training.config.seed
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #27cad3e2
+# %% ../../nbs/2_paper/23_robustness.ipynb #9de29b6d
 def level_scores(run, images, levels, noise_seed=0):
     "One row per noise level of `levels`: mean PSNR and SSIM of a `Run` on `images`, kept beside its record."
     return pd.DataFrame([dict(sigma=level, **level_means(run, images, level, noise_seed)) for level in levels])
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #aa76cd0c
+# %% ../../nbs/2_paper/23_robustness.ipynb #9b70c489
 PAPER_UNSEEN = (.05, .10, .25, .30, .35)                # the levels that give the averages printed as "unseen"
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #fa9501a5
+# %% ../../nbs/2_paper/23_robustness.ipynb #d15a2b89
 def averages(table, sigma_range):
     "Mean PSNR per diet, clamp and seed of `table` (`robustness_runs`) outside `sigma_range`, and over `PAPER_UNSEEN`."
     low, high = sigma_range
@@ -73,7 +73,7 @@ def averages(table, sigma_range):
     means = [table[s].groupby(by).psnr.mean().rename(name) for name, s in sets.items() if s.any()]
     return pd.concat(means, axis=1).reset_index() if means else table[by].drop_duplicates()
 
-# %% ../../nbs/2_paper/23_robustness.ipynb #83dda158
+# %% ../../nbs/2_paper/23_robustness.ipynb #2c25d695
 def gains(table, sigma_range):
     "PSNR (dB) of varied minus fixed noise in `table` (`robustness_runs`): rows are levels, columns clamp and seed."
     wide = table.pivot(index='sigma', columns=['diet', 'clamp', 'seed'], values='psnr')
@@ -81,3 +81,16 @@ def gains(table, sigma_range):
     means = averages(table, sigma_range).set_index(['diet', 'clamp', 'seed']).T
     wide = pd.concat([wide, means])
     return wide['varied noise'] - wide['fixed noise']
+
+# %% ../../nbs/2_paper/23_robustness.ipynb #f91a277a
+def answers(run, images, levels=(.05, .10, .15, .20, .25, .30, .35), sigma_range=(.1, .3), sigma=.2):
+    "What a finished run of this chapter answers on `images`: {end of a quantity's name: value}, with `dead_outputs`."
+    scores = level_scores(run, images, levels).set_index('sigma')
+    found = {f'{level:.2f}.{m}': scores[m][level] for level in levels for m in ('psnr', 'ssim')}
+    outside = [level for level in levels if not sigma_range[0] <= level <= sigma_range[1]]
+    if outside: found['outside'] = scores.psnr[outside].mean()
+    if unseen := [level for level in levels if level in PAPER_UNSEEN]: found['unseen'] = scores.psnr[unseen].mean()
+    found |= {f'{part}_loss.e{e:02d}': run.history[f'{part}_mse'][e - 1]
+              for e in (1, 5) if e <= len(run.history) for part in ('train', 'val')}
+    return found | {'val_loss.best': run.history.val_mse.min(), 'spread': np.ptp(scores.psnr),
+                    'dead_outputs': (measured_peaks(run, images, sigma) <= 0).sum().item()}

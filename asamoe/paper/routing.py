@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['routing_maps', 'edge_map', 'morans_i', 'shuffled_i', 'content', 'variance_shares', 'expert_measures',
-           'routing_measures', 'variance_table', 'draw_heatmap']
+           'routing_measures', 'variance_table', 'routed', 'few_keys', 'interventions', 'draw_heatmap']
 
-# %% ../../nbs/2_paper/22_routing.ipynb #7085aaa1
+# %% ../../nbs/2_paper/22_routing.ipynb #abfb5433
 import math
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt, pandas as pd, torch, torch.nn.functional as F
 from matplotlib.colors import ListedColormap
 
 from ..core import generator
 from ..data import evaluation_noisy, to_float
+from ..denoising import denoise_all
 from ..evaluation import correlation, edge_strength
 from ..look import EXPERTS, color, show_image
 
-# %% ../../nbs/2_paper/22_routing.ipynb #39b7f091
+# %% ../../nbs/2_paper/22_routing.ipynb #1884e20d
 @torch.no_grad()
 def routing_maps(model, images, sigma, noise_seed=0, batch=256):
     "Routing probabilities of an adaptive `model` on the noisy `ImageSet` `images`: [blocks, n, N, E]."
@@ -29,7 +31,7 @@ def edge_map(images, patch=4):
     "Mean edge strength of the clean `ImageSet` `images` in each patch of `patch` x `patch` pixels: [n, N]."
     return F.avg_pool2d(edge_strength(to_float(images.images))[:, None], patch).flatten(1)
 
-# %% ../../nbs/2_paper/22_routing.ipynb #084d9371
+# %% ../../nbs/2_paper/22_routing.ipynb #9e1cbfa4
 def morans_i(maps):
     "Moran's I with four neighbours of each map: [..., H, W] -> [...]."
     z = maps - maps.mean((-1, -2), keepdim=True)
@@ -43,7 +45,7 @@ def shuffled_i(maps, shuffles=199, seed=0):
     orders = [torch.randperm(flat.shape[-1], generator=g) for _ in range(shuffles)]
     return torch.stack([morans_i(flat[:, order].reshape(maps.shape)) for order in orders])
 
-# %% ../../nbs/2_paper/22_routing.ipynb #9d8f340d
+# %% ../../nbs/2_paper/22_routing.ipynb #164086d6
 def content(first, second):
     "Correlation of maps [n, N] under two draws of noise, less the mean map: of the same image, of another; ([n], [n])."
     a, b = first - first.mean(0), second - second.mean(0)
@@ -55,7 +57,7 @@ def variance_shares(maps):
     pattern, level = maps.mean(0).var(correction=0)/total, maps.mean(1).var(correction=0)/total
     return dict(pattern=pattern.item(), image=level.item(), within=(1 - pattern - level).item())
 
-# %% ../../nbs/2_paper/22_routing.ipynb #0bcbd985
+# %% ../../nbs/2_paper/22_routing.ipynb #200acbfc
 def expert_measures(
     maps,   # probabilities of one expert in one block, [n, N]
     again,  # the same under another draw of the noise
@@ -69,7 +71,7 @@ def expert_measures(
                              morans_i=i, morans_shuffled=null.mean(0), p=(1 + (null >= i).sum(0))/(1 + len(null)),
                              same_image=same, other_image=other))
 
-# %% ../../nbs/2_paper/22_routing.ipynb #51a5591a
+# %% ../../nbs/2_paper/22_routing.ipynb #25e06afa
 def routing_measures(model, images, sigma, noise_seed=0):
     "`expert_measures` of each block and expert, with the share of first choices: one row per image, block and expert."
     maps, again = (routing_maps(model, images, sigma, seed) for seed in (noise_seed, noise_seed + 1))
@@ -87,7 +89,56 @@ def variance_table(model, images, sigma, noise_seed=0):
     return [dict(block=b, expert=expert, **variance_shares(block[..., e]))
             for b, block in enumerate(maps) for e, expert in enumerate(EXPERTS)]
 
-# %% ../../nbs/2_paper/22_routing.ipynb #74ab1605
+# %% ../../nbs/2_paper/22_routing.ipynb #9c01ba16
+@contextmanager
+def routed(model, change):
+    "Inside, the routers of `model` answer `change(probabilities)` instead, [B, N, E] -> [B, N, E]."
+    def answer(router, tokens, probabilities): return change(probabilities)
+    hooks = [block.attn.router.register_forward_hook(answer) for block in model.blocks]
+    try: yield model
+    finally:
+        for hook in hooks: hook.remove()
+
+@contextmanager
+def few_keys(model):
+    "Inside, every expert of `model` has the smallest budget of all; its weights and the routing stay."
+    experts = [expert for block in model.blocks for expert in block.attn.experts]
+    before = [expert.budget for expert in experts]
+    try:
+        for expert in experts: expert.budget = min(before)
+        yield model
+    finally:
+        for expert, budget in zip(experts, before): expert.budget = budget
+
+# %% ../../nbs/2_paper/22_routing.ipynb #d1c76383
+def all_to(e): return lambda p: F.one_hot(torch.full_like(p[..., 0], e, dtype=torch.long), p.shape[-1]).to(p)
+INTERVENTIONS = {
+    'as learned': lambda p: p, **{f'all to the {name} one': all_to(e) for e, name in enumerate(EXPERTS)},
+    'all alike': lambda p: torch.full_like(p, 1/p.shape[-1]), 'cheap and expensive exchanged': lambda p: p.flip(-1),
+    'of another image': lambda p: p.roll(1, 0)}
+
+# %% ../../nbs/2_paper/22_routing.ipynb #561827a1
+@torch.no_grad()
+def interventions(model, images, sigma, noise_seed=0):
+    "PSNR (dB) under each of `INTERVENTIONS`, `need` (dB) and `importance`: one row per image."
+    noisy, clean = evaluation_noisy(images, sigma, noise_seed), to_float(images.images)
+    def errors_of(model):                                         # of each patch, [n, N]
+        squared = (denoise_all(model, noisy) - clean).square().mean(1, keepdim=True)
+        return F.avg_pool2d(squared, model.patch_size).flatten(1).double()
+    errors = {}
+    for name, change in INTERVENTIONS.items():
+        with routed(model, change): errors[name] = errors_of(model)
+    with few_keys(model): errors['few keys for all'] = errors_of(model)
+    edges = edge_map(images, model.patch_size)
+    smooth = edges <= edges.median(1, keepdim=True).values
+    def cost(part): return 10*((errors['few keys for all']*part).sum(1)/(errors['as learned']*part).sum(1)).log10()
+    chosen, saved = routing_maps(model, images, sigma, noise_seed)[0, ..., -1].double(), errors['all to the cheap one']
+    saved = saved - errors['all to the expensive one']
+    table = pd.DataFrame({name: -10*e.mean(1).log10() for name, e in errors.items()})
+    return table.assign(image=images.index.numpy(), need=cost(smooth) - cost(~smooth),
+                        importance=correlation(chosen, saved))
+
+# %% ../../nbs/2_paper/22_routing.ipynb #181b02d7
 def _draw_block(axes, block, edges, side, away):
     "Draw the maps of one `block` [N, 3], and its first choices, on four `axes`. Returns the last map's image."
     grid = block.unflatten(0, (side, side))
@@ -108,7 +159,7 @@ def _draw_key(ax, shown, fig):
     ax.legend(handles=handles, loc='lower center', handlelength=.8, handleheight=.8)
     ax.text(.5, -.08, 'r: correlation with edges', ha='center', va='top', size='small', transform=ax.transAxes)
 
-# %% ../../nbs/2_paper/22_routing.ipynb #4f7fbaeb
+# %% ../../nbs/2_paper/22_routing.ipynb #1eabfaba
 def draw_heatmap(
     maps,         # routing probabilities of one image, [blocks, N, 3], two blocks or more
     noisy, clean, # the image, [3, H, W] in [0, 1]
