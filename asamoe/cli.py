@@ -334,11 +334,12 @@ def needs(module, extra, what):
 def data_labels(sources, keys):
     "{part: its data's name} for the parts of the chapters `keys`. Loads the images: wrong data is told now, and once."
     from asamoe.data import load_source
-    known, labels = {source: load_source(source).label for source in sources.values()}, {}
+    def asked(part): return sources[part], 32 if part in PAPERS_DATA else 0    # 0: the size that the source has
+    known, labels = {what: load_source(*what).label for what in {asked(part) for part in sources}}, {}
     for key in keys:
         part = key.split('/')[0]
         own = known_parameters(chapters()[key]).get('data', 'no images')
-        labels.setdefault(part, known[sources[part]] if part in sources else own)
+        labels.setdefault(part, known[asked(part)] if part in sources else own)
     return labels
 
 # %% ../nbs/9_book/99_reproduce.ipynb #cca993a7
@@ -494,9 +495,13 @@ def bench(
     seconds:int=20,         # begin no more rounds of a comparison after so many seconds
     largest:int=16384,      # the most tokens to measure
     reference:str='',       # a Python file with vit(x, state_dict), timed too
+    system:str='paper',     # or saaae: a training step of its autoencoders, 256 images of 64 x 64 pixels
     publish:bool=False,     # keep the table as the record that preset paper draws (in a clone)
 ):
     "Measure time and memory of naive, exact, block, top-1 and dense attention, in some minutes."
+    if one_of(system, ('paper', 'saaae'), 'system') == 'saaae':
+        from asamoe.saaae.trial import step_table
+        return print(step_table(publish, rounds=rounds, anew=True).round(3).to_string(index=False))
     vit = read_reference(reference)
     from asamoe.paper.scaling import growth, keep_performance, performance
     sizes = [n for n in (64, 256, 1024, 4096, 16384) if n <= largest]

@@ -103,6 +103,7 @@ class RunConfig:
     precision: str = setting('no', options=('no', 'fp16', 'bf16'))      # accelerate's mixed precision
     seed: int = setting(0, int, low=0)
     start: str = setting('', str)                        # the run whose weights to begin from; '': random weights
+    fused: bool = setting(False, bool)                   # the optimiser's faster form, which rounds otherwise
 
     def __post_init__(self):
         check_fields(self)
@@ -127,7 +128,7 @@ def flat(self:RunConfig):
 # %% ../nbs/0_house/03_training.ipynb #d5491de1
 def run_id(config, data):
     "The identity of training `config` on `data` (with image sets `train` and `val`): 12 hex digits."
-    later = dict(start='') | getattr(config.task, 'later', {})
+    later = dict(start='', fused=False) | getattr(config.task, 'later', {})
     content = {k: v for k, v in config.flat().items() if k not in later or v != later[k]}
     content |= {part: getattr(data, part).fingerprint_with(config.task.beside) for part in ('train', 'val')}
     return sha256(json.dumps(content, sort_keys=True, default=list))[:12]
@@ -418,7 +419,8 @@ def initial_state(config, resumed):
         torch.manual_seed(derive_seed(config.seed, 'init'))
         model = build_model(config.model, **config.model_args)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = getattr(torch.optim, config.optimizer)(trained, lr=config.lr, weight_decay=config.weight_decay)
+    fast = dict(fused=True) if config.fused else {}
+    optimizer = getattr(torch.optim, config.optimizer)(trained, lr=config.lr, weight_decay=config.weight_decay, **fast)
     state = resumed or dict(history=[], best=None, lowest=math.inf, seconds=0.)
     if resumed:
         model.load_state_dict(resumed['model']); optimizer.load_state_dict(resumed['optimizer'])

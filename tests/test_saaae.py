@@ -1,12 +1,17 @@
 "The anchored autoencoder equals an independent transcription of its specification, and answers bad input."
 import math
+from pathlib import Path
 
-import numpy as np, pytest, torch, torch.nn as nn
+import numpy as np, pandas as pd, pytest, torch, torch.nn as nn
 
-from asamoe.core import AsamoeError, TrainingError, WeightsError, get_preset
+from asamoe.core import AsamoeError, TrainingError, WeightsError, get_preset, records_dir
 from asamoe.data import DataError, Splits, bilinear, image_set, load_source, stl10_part
-from asamoe.saaae.vae import SAAAE, VAE, PUBLISHED, Reconstruction, batch_map, code_book, hide, image_masks, to_signed
+from asamoe.saaae.trial import ARMS, PARTS, VERDICT, complete, outcome, place_table, places, plan
+from asamoe.saaae.vae import (SAAAE, VAE, PUBLISHED, Anchor, Reconstruction, attended, batch_map, code_book, hide,
+                              image_masks, image_rows, to_signed)
 from asamoe.training import fit
+
+SHARED = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
 
 
 class Transcribed(nn.Module):
@@ -50,7 +55,7 @@ def test_parameters_losses_and_gradients_are_the_specifications(cls, parameters,
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in reference.parameters()) == parameters
     names = {name.removeprefix('anchor.'): p for name, p in ours.named_parameters()}
     reference.load_state_dict(names)
-    few = photos.test[:130 if cls is SAAAE else 8]                           # more images than latents: the folded way
+    few = photos.test[:8]
     clean, masks = to_signed(few.images).double(), image_masks(few[:1])
     eps = torch.randn(len(few), 128, generator=torch.Generator().manual_seed(1)).double()
     x_hat, mu, logvar = reference(hide(clean, masks), eps)
@@ -61,6 +66,19 @@ def test_parameters_losses_and_gradients_are_the_specifications(cls, parameters,
     assert abs(found.item()/expected.item() - 1) < 1e-9
     for name, p in reference.named_parameters():
         assert (names[name].grad - p.grad).norm() < 1e-9*p.grad.norm(), name
+
+
+def test_the_folded_attention_is_the_same_function_at_full_size():
+    "With more images than latents, value, output and head are multiplied first; the numbers and gradients stay."
+    torch.manual_seed(0)
+    anchor, planes = Anchor(), torch.rand(130, 3, 64, 64)*2 - 1
+    flat = planes.flatten(2)
+    expected = anchor.head(anchor.attention(flat, flat, flat)[0].flatten(1))
+    folded = attended(anchor.attention, anchor.head, flat)
+    assert torch.allclose(folded, expected, rtol=1e-4, atol=1e-5*expected.abs().max().item())
+    parameters = [anchor.head.weight, anchor.attention.out_proj.weight]
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), parameters) for x in (folded, expected))):
+        assert (a - b).norm() < 1e-4*b.norm()
 
 
 SMALL = dict(image_size=32, widths=(4, 8, 16))
@@ -102,8 +120,57 @@ def test_stl10_that_cannot_be_had_says_so(home, monkeypatch):
     with pytest.raises(DataError, match='stl10 could not be downloaded'): load_source('stl10-part', 64)
 
 
-def test_the_subset_is_recognised_and_resized_as_the_original_does(reference):
-    source = load_source(str(reference/'stl10_subset.npz'), 0)
+def test_all_pixels_masked_says_so(photos):
+    few = photos.test[:2]
+    clean = to_signed(few.images)
+    with pytest.raises(AsamoeError, match='All pixels of an image are masked'):
+        image_rows(Reconstruction(), VAE(widths=(4, 8, 16)), clean*0, clean, torch.ones(2, 1, 64, 64, dtype=bool), [])
+
+
+def curve(seed, extra=()):
+    "Runs of one seed: a curve along which the logarithm of the error falls linearly with the rate, and `extra` arms."
+    points = [(arm, 50*i) for i, arm in enumerate((arm for arm in VERDICT if arm.startswith('VAE')), 1)]
+    rows = [(arm, rate, math.exp(-rate/100)) for arm, rate in points] + list(extra)
+    return [dict(arm=arm, seed=seed, rate=rate, charged=rate, mse=mse, m=1, below=0) for arm, rate, mse in rows]
+
+
+def test_an_arm_is_placed_beside_its_seeds_curve():
+    "Twenty per cent more error at 110 nats; the same error at as much less rate; beyond the curve there is no place."
+    error = 1.2*math.exp(-1.1)
+    rows = [row for seed in range(3)
+            for row in curve(seed, [('SAAAE as published', 110, error), ('m = 0', 5000, .01),
+                                    ('SAAAE, honest', 110, math.exp(-1.1)*(1 + seed/1e3))])]
+    found = places(pd.DataFrame(rows)).groupby('arm').mean()
+    assert np.allclose(found.loc['SAAAE as published', ['at_rate', 'at_error']], [.2, 110/(-100*math.log(error)) - 1])
+    assert found.loc['m = 0'].isna()[['at_rate', 'at_error']].all()
+    told = place_table(pd.DataFrame(rows)).set_index('arm')
+    assert list(told.at_rate_outcome[['SAAAE as published', 'SAAAE, honest', 'm = 0']]) == [
+        'worse', 'tie', 'not on the curve']
+
+
+def test_only_whole_seeds_of_a_part_count():
+    done = {(arm, seed) for arm in ARMS for seed in range(4)}
+    done -= {('sigma-VAE', 1), ('map at random', 0), ('map at random', 3)}
+    assert complete(done) == dict(verdict=[0, 2, 3], reasons=[], beyond=[0, 2, 3])
+    assert complete(done, least=1)['reasons'] == [2] and outcome(np.array([.1, .2]), .02) == 'too few seeds'
+
+
+@pytest.fixture(scope='module')
+def subset():
+    path = SHARED/'stl10_subset.npz'
+    return load_source(str(path), 64) if path.exists() else pytest.skip('STL-10 is not beside this clone')
+
+
+def test_every_record_is_of_the_plan(subset):
+    planned = {t.id: t for t in plan(get_preset('paper'), subset)}
+    assert len(planned) == 146 and {t.variant for t in planned.values()} >= set(ARMS)
+    assert [len(arms) for arms in PARTS.values()] == [14, 6, 6]
+    found = {path.stem[-12:] for path in (records_dir()/'4_saaae').rglob('*-????????????.json')}
+    assert found <= set(planned)
+
+
+def test_the_subset_is_recognised_and_resized_as_the_original_does(reference, subset):
+    source = subset
     assert source.label == 'STL-10 at 64 pixels (5,000 of 5,000 training, 1,500 of 8,000 test images)'
     with np.load(reference/'stl10_subset.npz') as archive: large = archive['x_train96']
     assert (bilinear(large, 64) == source.pool.images[:256].numpy()).all()
@@ -117,3 +184,13 @@ def test_the_published_noise_is_a_code_book(photos):
     assert torch.equal(drawn[0][3], drawn[1][3]) and torch.equal(drawn[0][3], code_book(16, 128))
     assert not torch.equal(drawn[0][2], drawn[1][2]) and torch.equal(drawn[0][2][0], drawn[0][2][15])
     assert math.isclose(to_signed(torch.tensor(255)), 1)
+
+
+def test_the_command_opens_this_parts_data_at_its_own_size(tmp_path):
+    from asamoe.cli import data_labels, parse_data
+    x = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
+    np.savez(tmp_path/'mine.npz', x_train=x, x_test=x)
+    sources = parse_data([f'saaae={tmp_path/"mine.npz"}'], ['4_saaae'])
+    assert data_labels(sources, ['4_saaae/41_trial']) == {'4_saaae': 'mine.npz (demonstration)'}
+    with pytest.raises(DataError, match=r'uint8 \[n, 3, 32, 32\] is needed'):
+        data_labels({'2_paper': str(tmp_path/'mine.npz')}, ['2_paper/21_ablations'])
