@@ -6,10 +6,10 @@
 __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapters', 'cells', 'names_of', 'chosen',
            'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'stopping', 'told', 'run_jobs',
            'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument', 'parser',
-           'campaign', 'needs', 'data_labels', 'plan_jobs', 'to_run', 'check_weights', 'prepare', 'reproduce',
-           'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench', 'denoise', 'written',
-           'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading',
-           'contents', 'usage', 'run_command', 'main']
+           'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights', 'prepare',
+           'reproduce', 'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench',
+           'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment',
+           'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import json, os, platform, re, signal, subprocess, sys, time
@@ -331,11 +331,18 @@ def needs(module, extra, what):
         raise AsamoeError(f"{what} needs {module}, which is not installed: pip install 'asamoe[{extra}]'.")
 
 # %% ../nbs/9_book/99_reproduce.ipynb #cc8b4dbc
-def data_labels(sources, keys):
-    "{part: its data's name} for the parts of the chapters `keys`. Loads the images: wrong data is told now, and once."
+def part_label(part, source, preset):
+    "The name of the data that chapters of `part` get as `source`. Loads the images."
+    if part == '5_camoxpert':                                                  # images with masks
+        from asamoe.camoxpert.trial import trial_source
+        return trial_source(get_preset(preset), source).label
     from asamoe.data import load_source
-    def asked(part): return sources[part], 32 if part in PAPERS_DATA else 0    # 0: the size that the source has
-    known, labels = {what: load_source(*what).label for what in {asked(part) for part in sources}}, {}
+    return load_source(source, 32 if part in PAPERS_DATA else 0).label         # 0: the size that the source has
+
+def data_labels(sources, keys, preset='quick'):
+    "{part: its data's name} for the parts of the chapters `keys`. Loads the images: wrong data is told now, and once."
+    def asked(part): return '2_paper' if part in PAPERS_DATA else part, sources[part], preset
+    known, labels = {what: part_label(*what) for what in {asked(part) for part in sources}}, {}
     for key in keys:
         part = key.split('/')[0]
         own = known_parameters(chapters()[key]).get('data', 'no images')
@@ -375,7 +382,7 @@ def prepare(preset, data, weights, only, at_once, retrain, results, settings):
     one_of(preset, PRESETS, 'preset')
     given = parse_settings(settings, {name for key in keys for name in known_parameters(chapters()[key])})
     sources = parse_data(data, sorted({key.split('/')[0] for key in chapters()}))
-    weights, labels = check_weights(weights), data_labels(sources, keys)
+    weights, labels = check_weights(weights), data_labels(sources, keys, preset)
     given |= dict(preset=preset, weights=weights, retrain=campaign(retrain), out=str(results), tables=str(results))
     return plan_jobs(keys, results, given, sources, min(at_once, len(keys))), labels
 
