@@ -462,17 +462,17 @@ def check(
 ):
     "Show how one row of the table of claims came about, or try it with one more training (in a clone)."
     from asamoe.book import claims as book
-    from asamoe.verdicts import claim_row, judge, read_claims, read_quantities, statement_levels
+    from asamoe.verdicts import claim_row, judge, read_claims, read_quantities
     row, quantities = claim_row(claim), read_quantities(figures_dir())
-    known, levels = book.settings(quantities), statement_levels(read_claims(), quantities)
-    print('\n'.join(book.told_check(row, quantities, known, levels)))
+    table = book.claims_table(read_claims(), quantities, book.settings(quantities))
+    print('\n'.join(book.told_check(table[table.id == claim].iloc[0], row, quantities)))
     if not train: return
     from asamoe.data import load_source
     value, kind, seed = book.one_more(row, quantities, load_source(local(data)))
     dead = f", dead outputs: {kind.replace('-', ' and ')}"*bool(kind)
     print(f'\nseed {seed}, trained now: {value:.6g}{dead}')
     q = book.with_run(quantities[row.origin], value, kind)
-    found = judge(row, {row.origin: q}, known, levels)
+    found = judge(row, {row.origin: q})
     print('\n'.join([*book.told_reference(row, q, found), f"verdict with it: {found['verdict']}"]))
 
 # %% ../nbs/9_book/99_reproduce.ipynb #c12b5de1

@@ -227,21 +227,26 @@ def told_reference(row, q, found):
     yield from _runs_told(runs)
 
 # %% ../../nbs/9_book/90_claims.ipynb #711541ff
-def told_check(row, quantities, known, levels=None):
-    "How a `row` of the claims files came to its verdict, in lines of text; judged anew."
-    q, found = quantities.get(row.origin), judge(row, quantities, known, levels)
+def told_check(
+    row,          # of a table as `claims_table` gives it
+    claim,        # the row of the claims files
+    quantities,   # {name: row}, as `read_quantities` gives them
+):
+    "How a verdict came about, in lines of text."
+    q, found = quantities.get(claim.origin), row.dropna()
     yield f"{row.id}: {row.source}, {row.section}; {row.kind}{f', {row.recipe}' if row.recipe else ''}"
     yield row.statement
-    test = f'; test: {row.origin} {row.test}' if row.test else ''
+    test = f'; test: {claim.origin} {claim.test}' if claim.test else ''
     yield f"printed: {f'{row.paper} {row.unit}'.strip() or 'no number'}{test}"
-    yield f"verdict: {found['verdict'] or 'none'}"
-    yield from told_reference(row, q, found)
-    if row.control: yield f'control: {row.control}'
-    chapter = found.get('notebook') or '90_claims'
-    yield f"chapter: {chapter}{f'; quantity {row.origin}' if q else ''}; data: {found.get('data') or 'none'}"
-    yield f"note: {found['note']}{f'; curator: {row.note}' if row.note else ''}"
-    if q and not len(runs_of(q)) and chapter[:2].isdigit():
-        yield f'computed anew by: asamoe reproduce --preset paper --data cifar10-part --only {chapter[:2]} --out OTHER'
+    yield f"verdict: {row.verdict or 'none'}"
+    yield from told_reference(claim, q, found)
+    if claim.control: yield f'control: {claim.control}'
+    quantity = f'; quantity {claim.origin}' if q else ''
+    yield f"chapter: {row.notebook or 'none'}{quantity}; data: {found.get('data', 'none')}"
+    yield f'note: {row.note}'
+    if q and not len(runs_of(q)):
+        only = row.notebook[:2]
+        yield f'computed anew by: asamoe reproduce --preset paper --data cifar10-part --only {only} --out OTHER'
 
 # %% ../../nbs/9_book/90_claims.ipynb #504c4828
 def next_of(id, source):
