@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import torch, torch.nn.functional as F
 
 from .core import AsamoeError
-from .topk import (dense_attention, fused_attention, is_plain, keeps_all, prepare, sizes_are_open, transformed,
-                         wide)
+from .topk import (PIECE, dense_attention, fast_here, fused_attention, is_plain, keeps_all, prepare,
+                         sizes_are_open, transformed, wide)
 
 # %% ../nbs/1_attention/11_blocks.ipynb #cea27869
 KEY_BLOCK, QUERY_BLOCK = 16, 64
@@ -28,6 +28,7 @@ def block_size(M):
 # %% ../nbs/1_attention/11_blocks.ipynb #23c44807
 def pad_to(x, size):
     "`x` [.., n, d] with zeros appended so that n is a multiple of `size`."
+    if not (torch.compiler.is_compiling() or sizes_are_open() or x.shape[-2] % size): return x       # not even copied
     return F.pad(x, (0, 0, 0, -x.shape[-2] % size))
 
 # %% ../nbs/1_attention/11_blocks.ipynb #8ba8acd7
@@ -103,6 +104,13 @@ def kept_mask(mask, chosen, size):
     return mask.expand(P, h, Q, -1, -1).gather(4, key.expand(-1, -1, -1, mask.shape[3], -1))
 
 # %% ../nbs/1_attention/11_blocks.ipynb #611ac8b9
+def heads_at_once(q, k, v, kept):
+    "How many heads, of `kept` keys each, are gathered at once: what stays in the cache, if no gradient is wanted."
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if learns or torch.compiler.is_compiling() or not fast_here(q, k, v): return q.shape[0]*q.shape[1]
+    return max(1, torch.get_num_threads()*PIECE//(kept*(k.shape[-1] + v.shape[-1])))
+
+# %% ../nbs/1_attention/11_blocks.ipynb #b2df253a
 def gathered_attention(
     q,            # queries [P, h, M, d], M padded to whole blocks
     k, v,         # keys and values [B, h, blocks*16, d], padded likewise
@@ -116,15 +124,19 @@ def gathered_attention(
     "Attention of each block of queries over copies of its `chosen` blocks of keys: [P, h, M, d]."
     P, h, Q, n = chosen.shape
     first = (owner[:, None]*h + torch.arange(h, device=q.device))*(k.shape[2]//KEY_BLOCK)         # (P, h)
-    row = (first[..., None, None] + chosen).flatten()
-    def gather(x):
-        kept = x.reshape(-1, KEY_BLOCK*x.shape[-1]).index_select(0, row)
-        return kept.view(P*h, Q, n*KEY_BLOCK, x.shape[-1])
+    rows = (first[..., None, None] + chosen).flatten(0, 1)        # (P*h, Q, n)
     if mask is None and (sizes_are_open() or N % KEY_BLOCK): mask = real_keys(chosen, N)
     mask = mask if mask is None else mask.expand(P, h, -1, -1, -1).flatten(0, 1)
-    queries = q.reshape(P*h, Q, -1, q.shape[-1])
+    queries, blocks = q.reshape(P*h, Q, -1, q.shape[-1]), [x.reshape(-1, KEY_BLOCK*x.shape[-1]) for x in (k, v)]
     attend = dense_attention if transformed() else fused_attention
-    return attend(queries, gather(k), gather(v), mask, False, scale, dropout).view(P, h, -1, v.shape[-1])
+    def answer(heads):
+        asked = rows[heads].flatten()
+        kept = [x.index_select(0, asked).view(-1, Q, n*KEY_BLOCK, x.shape[1]//KEY_BLOCK) for x in blocks]
+        return attend(queries[heads], *kept, mask if mask is None else mask[heads], False, scale, dropout)
+    step = heads_at_once(q, k, v, Q*n*KEY_BLOCK)
+    if step >= P*h: out = answer(slice(None))
+    else: out = torch.cat([answer(slice(i, i + step)) for i in range(0, P*h, step)])
+    return out.view(P, h, -1, v.shape[-1])
 
 # %% ../nbs/1_attention/11_blocks.ipynb #f9ce3731
 try: import triton, triton.language as tl
