@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 from ..core import AsamoeError, atomic_write, get_preset, read_sealed, records_dir
 from ..look import EXPERTS
 from ..model import SmallViT
+from ..saaae.trial import results_told, saaae_settings
 from ..training import record_path
 from ..verdicts import FAILS, HOLDS, HOLDS_ONLY, KINDS, UNDECIDED, UNTESTABLE
 from ..verdicts import contradicted, judge, line_drawing, runs_of, short_verdict, statement_levels
@@ -84,7 +85,7 @@ def settings(quantities=None):
                   'config.load_balance_weight': found['load_balance of headline'],
                   'config.robustness.sigma_fixed': found['sigma of robustness'],
                   'config.robustness.sigma_varied': tuple(found['sigma of varied'])}
-    return found | measured_settings(quantities or {})
+    return found | measured_settings(quantities or {}) | saaae_settings()
 
 # %% ../../nbs/9_book/90_claims.ipynb #e0c3ac83
 def measured_settings(quantities):
