@@ -170,13 +170,14 @@ def plan(
     e = extent(preset, seeds, epochs)
     small, full = (fair_splits(source, size, e['n_train'], e['n_test']) for size in (32, e['full']))
     old = published_splits(source, e['full'], min(5000, 2*e['n_train']))
-    named = [(arm, trial_config(arm, seed, epochs=e['epochs']), small)
+    base = FAIR if preset.publishes else FAIR.but(batch_size=25)                # few images, so more updates of them
+    named = [(arm, trial_config(arm, seed, epochs=e['epochs'], base=base), small)
              for part in PARTS.values() for seed in range(e['seeds']) for arm in part]
-    named += [(f'{arm}, epoch {n}', trial_config(arm, epochs=n), small)
+    named += [(f'{arm}, epoch {n}', trial_config(arm, epochs=n, base=base), small)
               for n in (1, 10) if n < e['epochs'] for arm in ('VAE', 'SAAAE as published')]
     named += [(f'{model}, replay', replay_config(model, e['full'], seed, n), old)
               for seed, n in e['replays'].items() for model in ('VAE', 'SAAAE')]
-    named += [(f'{arm}, full size', trial_config(arm, 0, e['full'], e['full_epochs']), full) for arm in FULL]
+    named += [(f'{arm}, full size', trial_config(arm, 0, e['full'], e['full_epochs'], base), full) for arm in FULL]
     return [Training('4_saaae/41_trial', *training) for training in named]
 
 # %% ../../nbs/4_saaae/41_trial.ipynb #1c8c434f
