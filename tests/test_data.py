@@ -54,12 +54,19 @@ def test_the_part_of_all_of_cifar10_is_the_one_behind_the_records(reference, mon
     assert part.split(5000, 170, 1000).train.fingerprint == record_of(run)['data']['train_fingerprint']
 
 
-def test_released_weights_reach_the_papers_psnr(reference, tmp_path):
-    weights = reference/'upstream'/'best_denoising_model_proper.pt'
-    command = ['reproduce', '--only', '20_headline', '--data', reference/'cifar10_subset.npz', '--weights', weights,
-               '--out', tmp_path]
-    done = subprocess.run([sys.executable, '-m', 'asamoe.cli', *map(str, command)], capture_output=True, text=True)
+def test_released_weights_reach_the_papers_psnr(reference):
+    from asamoe.denoising import evaluate
+    from asamoe.model import load_model
+    images = load_source(str(reference/'cifar10_subset.npz')).test
+    scores = evaluate(load_model(reference/'upstream'/'best_denoising_model_proper.pt'), images, .2)
+    assert len(scores) == 1017
+    assert scores.psnr.mean() == pytest.approx(25.09, abs=.05) and scores.ssim.mean() == pytest.approx(.838, abs=.002)
+
+
+def test_released_weights_reach_the_chapter_that_judges_them(reference, tmp_path):
+    command = ['reproduce', '--preset', 'smoke', '--only', '20_headline', '--out', tmp_path, '--weights',
+               reference/'upstream'/'best_denoising_model_proper.pt']
+    done = subprocess.run([sys.executable, '-m', 'asamoe', *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    row = next(r for r in csv.DictReader((tmp_path/'2_paper'/'evaluation.csv').open()) if r['model'] == 'released weights')
-    assert int(row['images']) == 1017
-    assert float(row['psnr']) == pytest.approx(25.09, abs=.05) and float(row['ssim']) == pytest.approx(.838, abs=.002)
+    rows = csv.DictReader((tmp_path/'2_paper'/'evaluation.csv').open())
+    assert 'released weights' in {row['model'] for row in rows}
