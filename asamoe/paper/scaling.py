@@ -36,7 +36,8 @@ def executed_count(N, embed_dim=128, budgets=(32, 64, 128)):
     paper's mixture) and `ours`, and columns `attention` (the products between tokens) and `projections`."""
     D, E = embed_dim, len(budgets)
     mixing = 4*E*N*D**2 + N*D*(D//2) + N*(D//2)*E + N*D**2        # q, k, v, out of each expert; router; merge
-    return pd.DataFrame(dict(full=(2*N**2*D, 4*N*D**2), ours=(2*E*N**2*D, mixing + N*E*D),
+    folded = E*D**3 + E*D**2 - N*D**2 if N >= 2*E*D else 0
+    return pd.DataFrame(dict(full=(2*N**2*D, 4*N*D**2), ours=(2*E*N**2*D, mixing + N*E*D + folded),
                              printed=(E*N**2*D + sum(min(k, N) for k in budgets)*N*D, mixing)),
                         index=['attention', 'projections']).T.loc[['full', 'printed', 'ours']]
 
