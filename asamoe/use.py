@@ -292,7 +292,7 @@ BUDGETS = (8, 16, 32)                                             # of 65 tokens
 CONTEST = {'dense': None, 'soft': {}, 'soft, constant router': dict(router='constant'),
            'top-1': dict(routing='top1', shared_keys=True),
            'top-1, random router': dict(routing='top1', shared_keys=True, router='random')}
-RECIPE = RunConfig(Classes(), 'RoutedViT', epochs=8, epoch_images=2000, lr=1e-3, weight_decay=.05, batch_size=16)
+RECIPE = RunConfig(Classes(), 'RoutedViT', epochs=12, lr=2e-3, weight_decay=.05, batch_size=64)
 
 def plan(
     preset, source,
