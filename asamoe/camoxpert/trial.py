@@ -6,7 +6,7 @@
 __all__ = ['RECIPE', 'CORE', 'SIDE', 'BALANCE', 'PAIRS', 'SIZES', 'METRICS', 'DESCRIPTORS', 'pair_arm', 'arm_config',
            'trial_source', 'chosen', 'control_source', 'control_splits', 'group', 'equal_epochs', 'core_arms',
            'fixed_pair', 'groups', 'equal_trainings', 'step_seconds', 'measure_seconds', 'plan', 'best_iou',
-           'choose_pair', 'finished', 'complete', 'progress', 'trial_scores', 'scores_of', 'paired', 'outcome', 'holm',
+           'choose_pair', 'finished', 'complete', 'progress', 'trial_scores', 'scores_of', 'paired', 'outcome',
            'routing_rows', 'trial_routing', 'entropy', 'routing_summary', 'mutual_information', 'image_types',
            'rerouted', 'least_liked', 'of_another', 'without', 'iou_each', 'reroutes', 'trial_reroutes',
            'kind_probability', 'agreement']
@@ -225,18 +225,11 @@ def paired(scores, a, b, metric='iou'):
 
 # %% ../../nbs/5_camoxpert/52_trial.ipynb #ae4b5b9f
 def outcome(row):
-    "'counts', 'similar' or 'undecided', for a row of `paired`."
+    "'counts', 'similar' or 'undecided', for a row of `paired`; where it has a `level` (by Holm), p must reach it."
     ends = np.array([row['low'], row['high'], row['image_low'], row['image_high']])
     if np.isnan(ends).any(): return 'undecided'
-    if (ends > 0).all() or (ends < 0).all(): return 'counts'
+    if (ends > 0).all() or (ends < 0).all(): return 'undecided' if row['p'] > row.get('level', 1) else 'counts'
     return 'similar' if (np.abs(ends) <= NEAR).all() else 'undecided'
-
-def holm(p):
-    "Adjusted p values (Holm) of several tests; NaN stay."
-    p, out = np.asarray(p, float), np.full(len(p), np.nan)
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    for rank, i in enumerate(order): out[i] = max([p[i]*(len(order) - rank), *(out[j] for j in order[:rank])])
-    return out.clip(max=1)
 
 # %% ../../nbs/5_camoxpert/52_trial.ipynb #c89eb7d3
 @torch.no_grad()

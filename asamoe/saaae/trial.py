@@ -7,12 +7,11 @@ __all__ = ['QUESTIONS', 'CHECKED', 'WALKED', 'SAMPLED', 'share', 'told_place', '
            'trial_config', 'shrunk', 'fair_splits', 'published_splits', 'extent', 'replay_config', 'plan', 'Question',
            'asked', 'digits', 'ask', 'asked_of', 'answered', 'ask_all', 'answers', 'mean_scores', 'bits_per_dimension',
            'arm_rows', 'part_of', 'complete', 'progress', 'on_curve', 'rate_on_curve', 'places', 'outcome',
-           'holm_levels', 'place_table', 'fill_biharmonic', 'fill_mean', 'components', 'principal', 'floor_scores',
-           'contrasts', 'other_maps', 'in_batches', 'map_facts', 'attention_facts', 'wavering', 'protected',
-           'prior_samples', 'frechet', 'fd_pca', 'basis', 'prior_distance', 'importance_bits', 'first_epoch',
-           'convergence', 'cpu_times', 'step_seconds', 'step_table', 'bound_at_equal_time', 'beyond', 'image_table',
-           'full_size', 'beside_outputs', 'repeated_and_fresh', 'painted', 'walk', 'prior_pictures',
-           'wavering_pictures', 'saaae_settings']
+           'place_table', 'fill_biharmonic', 'fill_mean', 'components', 'principal', 'floor_scores', 'contrasts',
+           'other_maps', 'in_batches', 'map_facts', 'attention_facts', 'wavering', 'protected', 'prior_samples',
+           'frechet', 'fd_pca', 'basis', 'prior_distance', 'importance_bits', 'first_epoch', 'convergence', 'cpu_times',
+           'step_seconds', 'step_table', 'bound_at_equal_time', 'beyond', 'image_table', 'full_size', 'beside_outputs',
+           'repeated_and_fresh', 'painted', 'walk', 'prior_pictures', 'wavering_pictures', 'saaae_settings']
 
 # %% ../../nbs/4_saaae/41_trial.ipynb #b9fcfe3b
 import math
@@ -20,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from time import thread_time
 
-import numpy as np, pandas as pd, scipy.linalg, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, scipy.linalg, scipy.stats, torch, torch.nn.functional as F
 
 from ..clock import one_thread, take_turns
 from ..core import generator, read_table
@@ -30,6 +29,7 @@ from .vae import (BATCH, PUBLISHED, VAE, Reconstruction, examination, from_signe
                               judged, mixed, over_region, plane_scores, region_scores, reparameterise, sampled_logvar,
                               squared_error, to_signed, training_step, training_steps)
 from ..training import Training, build_model, recorded, weights_content
+from ..verdicts import holm
 
 # %% ../../nbs/4_saaae/41_trial.ipynb #935dd84d
 def share(x, decimals=1):
@@ -330,12 +330,6 @@ def outcome(values, margin, level=.95):
     if high < -margin or low > margin: return 'better' if high < -margin else 'worse'
     return 'tie' if -margin <= low and high <= margin else 'undecided'
 
-def holm_levels(samples, level=.95):
-    "The levels of the intervals of `samples` {name: values} by Holm: the clearest difference has the strictest."
-    def clear(x): return abs(np.mean(x))/(np.std(x, ddof=1) + 1e-12) if len(x) > 1 else 0
-    order = sorted(samples, key=lambda name: -clear(samples[name]))
-    return {name: 1 - (1 - level)/(len(order) - i) for i, name in enumerate(order)}
-
 # %% ../../nbs/4_saaae/41_trial.ipynb #5559d6b4
 PRIMARY = ('SAAAE as published', 'SAAAE, honest')   # on which the verdict is; adjusted by Holm
 
@@ -343,12 +337,13 @@ PRIMARY = ('SAAAE as published', 'SAAAE, honest')   # on which the verdict is; a
 def place_table(table, measure='mse', margins=dict(at_rate=.02, at_error=.05)):
     "For each arm: seeds, mean rate, charged divergence and error, its place beside the curve with interval, outcome."
     placed, rows = places(table, measure), []
-    levels = {m: holm_levels({a: placed[placed.arm == a][m].to_numpy() for a in PRIMARY}) for m in margins}
+    def p(x): return scipy.stats.ttest_1samp(x, 0).pvalue if len(x) > 2 and x.notna().all() else 1
+    levels = {m: holm({a: p(placed[placed.arm == a][m]) for a in PRIMARY}) for m in margins}
     for arm, part in table.groupby('arm', sort=False):
         row = dict(arm=arm, seeds=len(part), charged=part.charged.mean(), rate=part.rate.mean(), m=part.m.mean(),
                    below=part.below.mean(), **{measure: part[measure].mean()})
         for m, margin in margins.items():
-            values, level = placed[placed.arm == arm][m].to_numpy(), levels[m].get(arm, .95)
+            values, level = placed[placed.arm == arm][m].to_numpy(), 1 - levels[m].get(arm, .05)
             row |= dict(zip((m, f'{m}_low', f'{m}_high'), mean_ci(values, level)))
             row[f'{m}_outcome'] = outcome(values, margin, level)
         rows.append(row)
