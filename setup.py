@@ -20,4 +20,4 @@ setup(
     packages=find_packages(include=['asamoe', 'asamoe.*']), package_data={'asamoe': ['weights/*/*', 'py.typed']},
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={name.removesuffix(end): cfg[name].split() for name in cfg if name.endswith(end)},
-    entry_points={'console_scripts': ['asamoe=asamoe.cli:main']})
+    entry_points={'console_scripts': ['asamoe=asamoe.__main__:main']})

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .blocks import *
 from .blocks import theirs, wide_blocks
-from .core import AsamoeError, one_of
+from .core import AsamoeError, on_threads, one_of
 from .topk import *
 from .topk import sizes_are_open
 
@@ -639,15 +639,6 @@ def goes_back(layer, out):
     layer.zero_grad(); out.float().square().mean().backward()
     grads = [p.grad for p in layer.parameters() if p.grad is not None]
     assert grads and all(g.isfinite().all() for g in grads) and any(g.any() for g in grads), 'wrong gradient'
-
-# %% ../nbs/1_attention/12_attention.ipynb #5b1b61a2
-@contextmanager
-def on_threads(n):
-    "PyTorch computes with `n` threads inside."
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(before)
 
 # %% ../nbs/1_attention/12_attention.ipynb #087809a9
 @use('inference_mode, 64 images, two threads')

@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapters', 'cells', 'names_of', 'chosen',
-           'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'stopping', 'told', 'run_jobs',
-           'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument', 'parser',
-           'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights', 'prepare',
-           'reproduce', 'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench',
-           'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment',
-           'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
+           'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'as_template', 'stopping',
+           'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
+           'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
+           'prepare', 'clear', 'alone', 'reproduce', 'verify', 'read_rows', 'told_claim', 'claims', 'check',
+           'read_reference', 'show_bench', 'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy',
+           'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command',
+           'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
-import json, os, platform, re, signal, subprocess, sys, time
+import ctypes, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
 from argparse import ArgumentParser
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
 
 import asamoe
-from .core import (AsamoeError, PRESETS, RecordError, atomic_write, check_parameters, figures_dir, get_preset,
-                         one_of, records_dir, root, sha256, vouched)
+from .core import (AsamoeError, PRESETS, RecordError, SUMS, atomic_write, check_parameters, figures_dir,
+                         get_preset, one_of, records_dir, root, sha256, vouched)
+from .core import accept as accept_files, check_committed, claims_dir, committed, faults, sweep, write_result
 
 # %% ../nbs/9_book/99_reproduce.ipynb #5c4b2bfd
 def chapters():
@@ -146,19 +149,31 @@ class Job:
     @property
     def listed(self): return self.results/'notebooks'/f'{self.name}.files.json'
 
-# %% ../nbs/9_book/99_reproduce.ipynb #321c5544
+# %% ../nbs/9_book/99_reproduce.ipynb #1858f43f
+def follow(parent):
+    "In a child that has just begun: be asked to end when its `parent` has ended (on Linux)."
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)                    # PR_SET_PDEATHSIG
+    if os.getppid() != parent: os._exit(1)
+
+def as_template(path):
+    "`path` for papermill, which takes paths for templates: braces are doubled."
+    return str(path).replace('{', '{{').replace('}', '}}')
+
+# %% ../nbs/9_book/99_reproduce.ipynb #2a64bd26
 @patch
 def start(self:Job):
     "Start papermill on this chapter."
     self.copy.parent.mkdir(parents=True, exist_ok=True)
     self.listed.unlink(missing_ok=True)
-    batch = dict(PYDEVD_DISABLE_FILE_VALIDATION='1', ASAMOE_PROGRESS='0')      # nobody sees a training's own bar
+    batch = dict(PYDEVD_DISABLE_FILE_VALIDATION='1', ASAMOE_PROGRESS='0',      # nobody sees a training's own bar
+                 JUPYTER_RUNTIME_DIR=str(self.results/'notebooks'/'.runtime'))
     environment = asamoe.calm(self.threads, HEAP | os.environ | batch)
-    command = [sys.executable, '-m', 'papermill', str(self.path), str(self.copy), '-k', 'python3', '-l', 'python',
-               '--progress-bar', '-y', json.dumps(self.parameters)]
+    command = [sys.executable, '-m', 'papermill', as_template(self.path), as_template(self.copy), '-k', 'python3',
+               '-l', 'python', '--progress-bar', '-y', json.dumps(self.parameters, ensure_ascii=False)]
     self.began, self.state = time.time(), 'running'
+    tied = partial(follow, os.getpid()) if sys.platform == 'linux' else None
     with self.log.open('wb') as log:
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=root())
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=root(), preexec_fn=tied)
 
 # %% ../nbs/9_book/99_reproduce.ipynb #bd3b4e24
 @patch
@@ -286,7 +301,8 @@ def write_manifest(results, preset, data, jobs):
         seconds=round(sum(entry['seconds'] for entry in entries.values()), 1),
         **(dict(trainings=training_time()) if get_preset(preset).publishes else {}),
         chapters=dict(sorted(entries.items())))
-    return atomic_write(path, json.dumps(manifest, indent=1) + '\n')
+    write = write_result if get_preset(preset).publishes and results == figures_dir() else atomic_write
+    return write(path, json.dumps(manifest, indent=1) + '\n')
 
 # %% ../nbs/9_book/99_reproduce.ipynb #c09ce7c0
 COMMANDS = {}
@@ -386,7 +402,31 @@ def prepare(preset, data, weights, only, at_once, retrain, results, settings):
     given |= dict(preset=preset, weights=weights, retrain=campaign(retrain), out=str(results), tables=str(results))
     return plan_jobs(keys, results, given, sources, min(at_once, len(keys))), labels
 
-# %% ../nbs/9_book/99_reproduce.ipynb #2c51bb22
+# %% ../nbs/9_book/99_reproduce.ipynb #5bf3dcd9
+def clear(results):
+    "Remove from `results`, and from where trainings lie, what killed processes left."
+    shutil.rmtree(results/'notebooks'/'.runtime', ignore_errors=True)
+    for top in (results, records_dir(), records_dir().with_name('runs')):
+        for folder, _, _ in os.walk(top): sweep(Path(folder))
+
+@contextmanager
+def alone(results):
+    "Nobody else reproduces into the folder `results` meanwhile, and it can be written to. Raises `AsamoeError`."
+    from filelock import FileLock, Timeout
+    lock, other = FileLock(results/'notebooks'/'.lock', timeout=0), 'give another folder by --out.'
+    try:
+        str(results).encode()
+        for folder in (results, results/'notebooks'):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder): pass
+        lock.acquire()
+    except UnicodeError: raise AsamoeError(f'The name of {str(results)!r} is no valid text: {other}') from None
+    except Timeout: raise AsamoeError(f'Another asamoe reproduce is at work in {results}: wait, or {other}') from None
+    except OSError as e: raise AsamoeError(f'Nothing can be written to {results} ({e.strerror}): {other}') from e
+    try: clear(results); yield
+    finally: clear(results); lock.release()
+
+# %% ../nbs/9_book/99_reproduce.ipynb #0c5dd8cc
 @command
 def reproduce(
     preset:str='quick',     # how much: smoke (seconds), quick (minutes), paper (as published)
@@ -403,13 +443,29 @@ def reproduce(
     needs('papermill', 'reproduce', 'asamoe reproduce')
     at_once = jobs or os.cpu_count() or 1
     results = Path(out).expanduser().resolve() if out else figures_dir()/('' if preset == 'paper' else preset)
-    todo, labels = prepare(preset, data, weights, only, at_once, retrain, results, set)
-    print(f'{len(todo)} chapters, preset {preset}, into {results}', flush=True)
-    failed = run_in_order(todo, at_once)
-    write_manifest(results, preset, labels, todo)
+    publishes, _ = get_preset(preset).publishes, to_run(only)
+    with alone(results):
+        if publishes: check_committed(claims_dir(), records_dir())
+        todo, labels = prepare(preset, data, weights, only, at_once, retrain, results, set)
+        print(f'{len(todo)} chapters, preset {preset}, into {results}', flush=True)
+        failed = run_in_order(todo, at_once)
+        write_manifest(results, preset, labels, todo)
     if failed: raise AsamoeError(f'{len(failed)} of {len(todo)} chapters failed: {", ".join(j.name for j in failed)}.')
     if retrain: (root()/'data'/'retraining').unlink(missing_ok=True)
     print(f'All {len(todo)} chapters done. Results: {results}')
+
+# %% ../nbs/9_book/99_reproduce.ipynb #6bbfac8b
+@command
+def verify(
+    accept:list=(),         # files or folders whose edit is intended: list them as they are now
+):
+    "Compare every record, claim, table, figure and manifest with its committed checksum (in a clone)."
+    for name in accept_files(*accept) if accept else []: print(f'accepted  {name}')
+    wrong, files = faults(), committed()
+    if not files: raise AsamoeError(f'There are no results in {root()}: run this command in a clone of the project.')
+    for sentence in wrong: print(sentence)
+    if wrong: raise RecordError(f'{len(wrong)} of the {len(files)} committed results are not as {SUMS} lists them.')
+    print(f'All {len(files)} committed results are as {SUMS} lists them.')
 
 # %% ../nbs/9_book/99_reproduce.ipynb #1d156547
 def read_rows(path):
@@ -529,7 +585,7 @@ def denoise(
     model:str='photo',      # a bundled model, a folder, or a hub id
     ensemble:int=1,         # 1 to 8: average over so many turned and mirrored copies (self-ensemble)
     turns:int=None,         # the old name of --ensemble
-    resume:bool=False,      # leave alone what OUT has already
+    resume:bool=False,      # leave alone what was made already, of the same picture and in the same way
 ):
     "Remove the noise from a picture, or from all pictures in a folder."
     from asamoe.denoiser.pictures import denoise_path
@@ -651,9 +707,8 @@ def run_command(name, arguments):
 def main(arguments=None):
     "The command line `asamoe`; asked to end (as by a closing terminal), it stops what it started, as at Ctrl-C."
     if arguments is None:
-        arguments = sys.argv[1:]
-        for name in ('SIGTERM', 'SIGHUP'):
-            if hasattr(signal, name): signal.signal(getattr(signal, name), signal.default_int_handler)
+        from asamoe.__main__ import hear
+        hear(); arguments = sys.argv[1:]
     if not arguments or arguments[0] in ('-h', '--help', 'help'): print(usage()); return 0 if arguments else 2
     if arguments[0] == '--version': print(f'asamoe {asamoe.__version__}'); return 0
     return run_command(*arguments[:1], arguments[1:])

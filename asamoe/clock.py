@@ -9,11 +9,12 @@ __all__ = ['FUSED', 'PRODUCTS', 'KINDS', 'take_turns', 'one_thread', 'time_in_tu
 
 # %% ../nbs/0_house/05_clock.ipynb #b77eddf9
 import math, os, time
-from contextlib import contextmanager
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')                   # or the profiler talks into the notebook
 
 import numpy as np, torch
 from torch.profiler import ProfilerActivity, profile
+
+from .core import on_threads
 
 # %% ../nbs/0_house/05_clock.ipynb #9f9d5173
 def take_turns(
@@ -33,13 +34,9 @@ def take_turns(
     return times
 
 # %% ../nbs/0_house/05_clock.ipynb #9749139c
-@contextmanager
 def one_thread():
     "PyTorch computes with one thread inside."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(threads)
+    return on_threads(1)
 
 @torch.no_grad()
 def time_in_turns(functions, rounds=15, seconds=3, warm_up=1):

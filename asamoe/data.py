@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'SOURCES', 'ImageSet', 'to_float', 'image_set', 'Source', 'Splits', 'crops', 'shipped_photo',
-           'dead_leaves', 'mixed', 'cache_dir', 'prepared', 'photos', 'checked_array', 'beside', 'npz_part',
-           'npz_source', 'known_set', 'part_name', 'deep_grey', 'read_picture', 'folder_source', 'import_torchvision',
-           'bilinear', 'torchvision_part', 'torchvision_source', 'cifar10_part', 'stl10_part', 'load_source',
-           'draw_sigma', 'clipped', 'add_noise', 'evaluation_noisy', 'turn', 'turned', 'varied']
+           'dead_leaves', 'mixed', 'prepared', 'photos', 'checked_array', 'beside', 'npz_part', 'npz_source',
+           'known_set', 'part_name', 'deep_grey', 'read_picture', 'folder_source', 'import_torchvision', 'bilinear',
+           'torchvision_part', 'torchvision_source', 'cifar10_part', 'stl10_part', 'load_source', 'draw_sigma',
+           'clipped', 'add_noise', 'evaluation_noisy', 'turn', 'turned', 'varied']
 
 # %% ../nbs/0_house/02_data.ipynb #807bb040
 import inspect, io, os, tarfile, urllib.error, zipfile
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from skimage import io as skio, transform as sktransform
 
-from .core import AsamoeError, DataError, atomic_write, data_dir, derive_seed, generator, sha256
+from .core import AsamoeError, DataError, atomic_write, cache_dir, data_dir, derive_seed, generator, sha256
 
 # %% ../nbs/0_house/02_data.ipynb #6f8d227e
 @dataclass(frozen=True, eq=False)
@@ -170,10 +170,6 @@ def photo_arrays(size=32):
     return dict(train=train, test=np.concatenate(cut['test']), val=np.concatenate(cut['val']))
 
 # %% ../nbs/0_house/02_data.ipynb #c7ca89af
-def cache_dir():
-    "Where what can be made again is kept: `$XDG_CACHE_HOME/asamoe`, else `~/.cache/asamoe`."
-    return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'asamoe'
-
 def prepared(name, make):
     "The arrays of `make()`, by name, from `<name>.npz` in `cache_dir()` where they were made before."
     path = cache_dir()/f'{name}.npz'

@@ -18,7 +18,7 @@ import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .core import AsamoeError, one_of
+from .core import AsamoeError, bf16_pays, one_of
 
 # %% ../nbs/1_attention/10_topk.ipynb #08683224
 def naive_topk_attention(q, k, v, budget):
@@ -224,8 +224,9 @@ def backward_flops(grad, q, k, v, *args, out_shape=None, **kwargs): return 2*for
 
 # %% ../nbs/1_attention/10_topk.ipynb #6cf1b956
 def short_bf16(k):
-    "Whether products with the keys `k` are best done in bf16: on a CPU, and few keys, so that no sum is long."
-    return k.device.type == 'cpu' and k.dtype == torch.bfloat16 and k.shape[-2] <= 512
+    "Whether products with the keys `k` are best done in bf16: on a CPU that gains by it, and no sum is long."
+    few = k.device.type == 'cpu' and k.dtype == torch.bfloat16 and k.shape[-2] <= 512
+    return few and (torch.compiler.is_compiling() or bf16_pays())
 
 def fused_attention(q, k, v, mask=None, causal=False, scale=None, dropout=0.):
     "PyTorch's fused attention, which takes either a mask or causality, for both at once too."

@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'TASKS', 'Task', 'register', 'build_model', 'RunConfig', 'run_id', 'config_of', 'save_checked',
            'load_checked', 'slug', 'record_path', 'record_of', 'lineage', 'images_seen', 'weights_content',
            'read_weights', 'Measured', 'to_png', 'from_png', 'recorded', 'Run', 'epoch_order', 'share_of',
-           'train_epoch', 'start_accelerator', 'learning_rate', 'describe_machine', 'initial_state', 'end_epoch',
-           'train', 'tell', 'finish', 'set_aside', 'take_stock', 'fit', 'Training']
+           'train_epoch', 'precision_here', 'start_accelerator', 'learning_rate', 'describe_machine', 'initial_state',
+           'end_epoch', 'train', 'tell', 'finish', 'set_aside', 'take_stock', 'fit', 'Training']
 
 # %% ../nbs/0_house/03_training.ipynb #472ba1be
 import importlib, io, json, math, os, platform, re, time
@@ -23,8 +23,9 @@ from filelock import FileLock
 from safetensors.torch import load as load_tensors, save as save_tensors
 from tqdm.auto import tqdm
 
-from .core import AsamoeError, RecordError, TrainingError, WeightsError, atomic_write, check_fields, derive_seed
-from .core import generator, one_of, read_sealed, records_dir, runs_dir, setting, sha256, write_sealed
+from .core import AsamoeError, RecordError, TrainingError, WeightsError, as_read, atomic_write, bf16_pays
+from .core import check_fields, derive_seed, generator, on_threads, one_of, read_sealed, records_dir
+from .core import runs_dir, seal, setting, sha256, write_result, write_sealed
 
 # %% ../nbs/0_house/03_training.ipynb #814b29d9
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ class RunConfig:
     schedule: str = setting('cosine', options=('cosine', 'constant'))   # over all epochs, stepped per epoch
     grad_clip: float = setting(1., low=0)                # largest gradient norm; 0: no clipping
     keep: str = setting('best', options=('best', 'last'))               # weights of which validation epoch
-    precision: str = setting('no', options=('no', 'fp16', 'bf16'))      # accelerate's mixed precision
+    precision: str = setting('no', options=('no', 'fp16', 'bf16'))      # accelerate's; bf16: where that is faster
     seed: int = setting(0, int, low=0)
     start: str = setting('', str)                        # the run whose weights to begin from; '': random weights
     fused: bool = setting(False, bool)                   # the optimiser's faster form, which rounds otherwise
+    threads: int = setting(1, int, low=1)                # of the processor; another number adds in another order
 
     def __post_init__(self):
         check_fields(self)
@@ -128,7 +130,7 @@ def flat(self:RunConfig):
 # %% ../nbs/0_house/03_training.ipynb #d5491de1
 def run_id(config, data):
     "The identity of training `config` on `data` (with image sets `train` and `val`): 12 hex digits."
-    later = dict(start='', fused=False) | getattr(config.task, 'later', {})
+    later = dict(start='', fused=False, threads=1) | getattr(config.task, 'later', {})
     content = {k: v for k, v in config.flat().items() if k not in later or v != later[k]}
     content |= {part: getattr(data, part).fingerprint_with(config.task.beside) for part in ('train', 'val')}
     return sha256(json.dumps(content, sort_keys=True, default=list))[:12]
@@ -224,8 +226,8 @@ def entry(self:Measured, key, make, version):
             runs_dir().mkdir(parents=True, exist_ok=True)
             lock = f'{self.stem.parent.name}-{self.stem.name}.lock'
             with FileLock(runs_dir()/lock):                       # another chapter may have measured meanwhile
-                self.read()[key] = found
-                write_sealed(self.path, dict(weights_sha256=self.weights_sha256, measured=self.kept))
+                self.read()[key] = as_read(found)
+                write_result(self.path, seal(dict(weights_sha256=self.weights_sha256, measured=self.kept)))
     return self.kept[key]
 
 # %% ../nbs/0_house/03_training.ipynb #11d29704
@@ -240,7 +242,7 @@ def beside(self:Measured, key, content, suffix):
     "Write `content` (bytes) beside the record as the file of `key`; what `entry` keeps of it."
     if not self.keeps: return dict(content=content)
     path = self.stem.with_name(f'{self.stem.name}.{slug(key)}.{suffix}')
-    atomic_write(path, content)
+    write_result(path, content)
     return dict(file=path.name, sha256=sha256(content))
 
 # %% ../nbs/0_house/03_training.ipynb #d89c1908
@@ -297,8 +299,8 @@ def recorded(
     file = records_dir()/f'{path}.json'
     kept = (read_sealed(file) if publish else None) or {}
     if make and (key not in kept or stale(kept[key])):
-        kept[key] = make()
-        if publish: write_sealed(file, kept)
+        kept[key] = as_read(make()) if publish else make()
+        if publish: write_result(file, seal(kept))
     return kept.get(key)
 
 # %% ../nbs/0_house/03_training.ipynb #a300c826
@@ -339,7 +341,7 @@ def weights_sha256(self:Run): return self.record['weights_sha256']
 @patch(as_prop=True)
 def history(self:Run):
     "A data frame with one row per epoch."
-    return pd.DataFrame(self.record['history']).sort_index(axis=1)         # as it is read from a record
+    return pd.DataFrame(self.record['history'])
 
 # %% ../nbs/0_house/03_training.ipynb #a762e51b
 @patch
@@ -353,7 +355,7 @@ def model(self:Run):
 def save(self:Run):
     "Write the record; for preset `paper` also to `data/records/`."
     if (self.folder/'weights.safetensors').exists(): write_sealed(self.folder/'record.json', self.record)
-    if self.publish: write_sealed(self.published, self.record)
+    if self.publish: write_result(self.published, seal(self.record))
 
 # %% ../nbs/0_house/03_training.ipynb #b7a5b9e8
 def epoch_order(n, config, epoch):
@@ -391,26 +393,34 @@ def train_epoch(model, optimizer, accelerator, config, images, epoch, bar):
     return dict(zip(losses, (accelerator.reduce(totals, 'mean')/len(order)).tolist()))
 
 # %% ../nbs/0_house/03_training.ipynb #2db48d85
-def start_accelerator(config):
+def precision_here(config):
+    "The precision that `config` asks for; on a processor bfloat16 only where it is faster there."
+    slow = config.precision == 'bf16' and not torch.accelerator.is_available() and not bf16_pays()
+    return 'no' if slow else config.precision
+
+def start_accelerator(config, precision=None):
     "A fresh `Accelerator`; under torchrun or `accelerate launch` it spans all processes."
     AcceleratorState._reset_state()                     # another run of this process may have had another precision
     on_cpu = not torch.accelerator.is_available()       # said aloud, or several CPU processes are taken for strangers
     several = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=on_cpu, mixed_precision=config.precision, kwargs_handlers=[several])
+    precision = precision or precision_here(config)
+    return Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[several])
 
+# %% ../nbs/0_house/03_training.ipynb #436f3296
 def learning_rate(config, epoch):
     "The learning rate of `epoch` (from 0): cosine from lr to 0 over all epochs, or constant."
     if config.schedule == 'constant': return config.lr
     return config.lr*(1 + math.cos(math.pi*epoch/config.epochs))/2
 
-# %% ../nbs/0_house/03_training.ipynb #c56dd6bc
+# %% ../nbs/0_house/03_training.ipynb #2b79d825
 def describe_machine(accelerator):
     "Versions and hardware, for the record."
     from importlib.metadata import version
     versions = {p: version(p) for p in ('torch', 'numpy', 'accelerate', 'scikit-image')}
     return dict(versions=versions | dict(python=platform.python_version()),
                 hardware=dict(device=str(accelerator.device), machine=platform.machine(), cores=os.cpu_count(),
-                              threads=torch.get_num_threads(), processes=accelerator.num_processes))
+                              threads=torch.get_num_threads(), processes=accelerator.num_processes,
+                              precision=accelerator.mixed_precision))           # what was used
 
 # %% ../nbs/0_house/03_training.ipynb #e2215f3c
 def initial_state(config, resumed):
@@ -462,7 +472,8 @@ def train(run, accelerator, resumed, progress=True):
         with torch.no_grad(): found = {name: float(value) for name, value in examine(net).items()}
         state['seconds'] += time.perf_counter() - start
         weights = end_epoch(state, config, epoch, losses, found, net)
-        if main: save_checked(state | dict(model=weights, optimizer=optimizer.state_dict()), run.folder/'checkpoint')
+        now = dict(model=weights, optimizer=optimizer.state_dict(), precision=accelerator.mixed_precision)
+        if main: save_checked(state | now, run.folder/'checkpoint')
         bar.set_description(f'run {run.id} {list(found)[-1]} {list(found.values())[-1]:.4g}')
     bar.close()
     return state | dict(parameters=sum(p.numel() for p in model.parameters()))
@@ -485,7 +496,7 @@ def finish(run, accelerator, state):
     weights = save_tensors({k: v.contiguous() for k, v in state['best'].items()})
     atomic_write(run.folder/'weights.safetensors', weights)
     atomic_write(run.folder/'history.csv', pd.DataFrame(state['history']).to_csv(index=False))
-    run.record = tell(run, accelerator, state, weights)
+    run.record = as_read(tell(run, accelerator, state, weights))
     run.save()                                                    # the record comes last: where it stands, all stands
     (run.folder/'checkpoint').unlink(missing_ok=True)
 
@@ -526,8 +537,11 @@ def fit(config, data, at='', publish=False, retrain='', progress=True):
     try:
         todo, resumed = broadcast_object_list(stock)
         if todo == 'train':
-            state = train(run, accelerator, resumed, progress)
-            if accelerator.is_main_process: finish(run, accelerator, state)
+            begun = resumed.get('precision', config.precision) if resumed else accelerator.mixed_precision
+            if begun != accelerator.mixed_precision: accelerator = start_accelerator(config, begun)
+            with on_threads(config.threads):
+                state = train(run, accelerator, resumed, progress)
+                if accelerator.is_main_process: finish(run, accelerator, state)
     finally: lock.release()
     accelerator.wait_for_everyone()
     run.record = run.record or run.find_record()

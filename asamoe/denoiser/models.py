@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 import asamoe
-from ..core import DataError, WeightsError, atomic_write, generator, one_of, read_sealed
+from ..core import DataError, WeightsError, generator, one_of, read_sealed, write_result
 from ..data import PICTURES, Splits, mixed, read_picture
 from .contest import DENOISER, DENSE, NOISE_LEVELS, contest_setting
 from .networks import AtLevel
@@ -244,9 +244,9 @@ def bundle(name, run, folder=None):
     "Write the weights of `run` as model `name`: weights, configuration and card. Returns the folder."
     folder = Path(folder or weights_dir())/name
     config = dict(model=run.config.model, run=run.id, clipped=run.config.task.clip is True, **run.config.model_args)
-    atomic_write(folder/'model.safetensors', (run.folder/'weights.safetensors').read_bytes())
-    atomic_write(folder/'config.json', json.dumps(config, indent=1) + '\n')
-    atomic_write(folder/'README.md', model_card(name, run.record, card_scores(run)))
+    write_result(folder/'model.safetensors', (run.folder/'weights.safetensors').read_bytes())
+    write_result(folder/'config.json', json.dumps(config, indent=1) + '\n')
+    write_result(folder/'README.md', model_card(name, run.record, card_scores(run)))
     return folder
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #edba3769
