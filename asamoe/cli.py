@@ -7,10 +7,10 @@ __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapt
            'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'as_template', 'stopping',
            'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
            'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
-           'prepare', 'clear', 'alone', 'reproduce', 'verify', 'read_rows', 'told_claim', 'claims', 'check',
-           'read_reference', 'show_bench', 'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy',
-           'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command',
-           'main']
+           'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans', 'options_of', 'plan', 'train',
+           'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench',
+           'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment',
+           'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import ctypes, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 import asamoe
-from .core import (AsamoeError, PRESETS, RecordError, SUMS, atomic_write, check_parameters, figures_dir,
+from .core import (AsamoeError, PRESETS, RecordError, SOURCES, SUMS, atomic_write, check_parameters, figures_dir,
                          get_preset, one_of, records_dir, root, sha256, vouched)
 from .core import accept as accept_files, check_committed, claims_dir, committed, faults, sweep, write_result
 
@@ -113,7 +113,6 @@ def local(path):
 # %% ../nbs/9_book/99_reproduce.ipynb #a05482f5
 def parse_data(given, parts):
     "['cifar10', 'saaae=stl10', ...] -> {part: source} for `parts` that were given one or stand on the paper's."
-    from asamoe.data import SOURCES
     short = {name: part for part in parts for name in (part, part.split('_', 1)[1])}
     named, papers = {}, 'photos'
     for text in given:
@@ -349,11 +348,8 @@ def needs(module, extra, what):
 # %% ../nbs/9_book/99_reproduce.ipynb #cc8b4dbc
 def part_label(part, source, preset):
     "The name of the data that chapters of `part` get as `source`. Loads the images."
-    if part == '5_camoxpert':                                                  # images with masks
-        from asamoe.camoxpert.trial import trial_source
-        return trial_source(get_preset(preset), source).label
-    from asamoe.data import load_source
-    return load_source(source, 32 if part in PAPERS_DATA else 0).label         # 0: the size that the source has
+    from asamoe.book.grid import part_source
+    return part_source(part, source, get_preset(preset)).label
 
 def data_labels(sources, keys, preset='quick'):
     "{part: its data's name} for the parts of the chapters `keys`. Loads the images: wrong data is told now, and once."
@@ -466,6 +462,90 @@ def verify(
     for sentence in wrong: print(sentence)
     if wrong: raise RecordError(f'{len(wrong)} of the {len(files)} committed results are not as {SUMS} lists them.')
     print(f'All {len(files)} committed results are as {SUMS} lists them.')
+
+# %% ../nbs/9_book/99_reproduce.ipynb #11d94d8b
+def asked_of_plans(preset, data, only, settings):
+    "(Chapters that train, `Preset`, {part: source}, settings) from options of `plan`, `train`, `collect`, `grid`."
+    from asamoe.book.grid import plan_settings, planners
+    known = planners()
+    sources = parse_data(data, sorted({key.split('/')[0] for key in known}))
+    given = parse_settings(settings, plan_settings())
+    given = {name: local(value) if isinstance(value, str) else value for name, value in given.items()}
+    return chosen(only, known), get_preset(preset), sources, given
+
+def options_of(preset, data, settings=()):
+    "The same options as a list of texts, paths in them absolute: for another process, in another folder."
+    def whole(text):
+        name, equals, value = text.rpartition('=') if not Path(text).exists() else ('', '', text)
+        return name + equals + (value if value in SOURCES else local(value))
+    lists = {'--data': map(whole, data), '--set': map(whole, settings)}
+    return ['--preset', preset, *(text for name, texts in lists.items() for value in texts for text in (name, value))]
+
+# %% ../nbs/9_book/99_reproduce.ipynb #2bffb9ab
+@command
+def plan(
+    preset:str='quick',     # as of reproduce
+    data:list=(),           # as of reproduce
+    only:list=(),           # chapters or parts
+    set:list=(),            # other parameters of the chapters, name=value
+    json:bool=False,        # as JSON, with every configuration
+):
+    "List every training of the chapters: what it is, how long it may take, whether it is done."
+    from asamoe.book.grid import plan_json, plan_rows, told_plan
+    rows = plan_rows(*asked_of_plans(preset, data, only, set))
+    print(plan_json(rows) if json else '\n'.join(told_plan(rows)))
+
+# %% ../nbs/9_book/99_reproduce.ipynb #ba038d6b
+@command
+def train(
+    ids:list,               # as asamoe plan lists them
+    preset:str='quick',     # as it was given to asamoe plan
+    data:list=(),           # the same
+    only:list=(),           # the same
+    set:list=(),            # the same
+):
+    "Make trainings by their ids, here; what was cut off goes on from its last checkpoint."
+    from asamoe.book.grid import training_of
+    if not ids: raise AsamoeError('Give the ids of trainings; asamoe plan lists them.')
+    for training in training_of(ids, *asked_of_plans(preset, data, only, set)):
+        run = training.fit(publish=get_preset(preset).publishes)
+        if os.environ.get('RANK', '0') == '0':                    # of several processes of torchrun one tells
+            print(f"{run.id} {training.variant}, seed {training.seed}: done, {run.record['seconds']} s", flush=True)
+
+# %% ../nbs/9_book/99_reproduce.ipynb #b52830f8
+@command
+def collect(
+    folder:str,             # the data folder of another machine, or the root above it
+    preset:str='quick',     # as it was given there
+    data:list=(),           # the same
+    only:list=(),           # the same
+    set:list=(),            # the same
+):
+    "Bring home the records (weights, measurements) of trainings made elsewhere, checked; nothing here is replaced."
+    from asamoe.book.grid import collect_records, plan_rows
+    images = {tuple(row['images'].values()) for row in plan_rows(*asked_of_plans(preset, data, only, set))}
+    found, refused = collect_records(folder, images)
+    print(f'{sum(found.values())} trainings are new here, {len(found) - sum(found.values())} were here already.')
+    if refused: raise AsamoeError('\nasamoe: '.join([*refused, f'{len(refused)} files were not taken.']))
+
+# %% ../nbs/9_book/99_reproduce.ipynb #33fc30e7
+@command
+def grid(
+    options:list,           # more options for snakemake, after --, such as -- --dryrun
+    preset:str='quick',     # as of reproduce
+    data:list=(),           # the same
+    only:list=(),           # the same
+    set:list=(),            # the same
+    profile:str='local',    # local, slurm, kubernetes, or the folder of a profile of your own
+):
+    "Spread the trainings that are not done over machines by Snakemake, then make chapters and claims."
+    from asamoe.book.grid import plan_rows, snakemake_command, workflow_folder
+    rows, common = plan_rows(*asked_of_plans(preset, data, only, set)), options_of(preset, data)
+    chapters = list(only) or sorted({key.split('/')[0] for key in to_run([])} - {'9_book'})
+    folder = workflow_folder(preset, rows, chapters, common, options_of(preset, data, set))
+    command = snakemake_command(folder, profile, options)
+    sys.stdout.flush()
+    os.execve(command[0], command, asamoe.calm(1))
 
 # %% ../nbs/9_book/99_reproduce.ipynb #1d156547
 def read_rows(path):

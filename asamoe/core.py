@@ -458,6 +458,7 @@ PRESETS = {p.name: p for p in (
     Preset('smoke', n_train=64, n_val=32, n_test=16, epochs=2, seeds=2),
     Preset('quick', n_train=1600, n_val=128, n_test=2000, epochs=6, seeds=2),
     Preset('paper'))}
+SOURCES = ('photos', 'cifar10', 'cifar10-part', 'stl10', 'stl10-part')   # chapter 02 opens them; naming one is quick
 
 # %% ../nbs/0_house/00_core.ipynb #f404f289
 def get_preset(name):

@@ -317,7 +317,8 @@ class Run(Measured):
         self.id = run_id(config, data)
         self.folder = runs_dir()/self.id
         chapter, _, variant = (at or f'runs/{config.model}').rpartition('/')
-        self.published = record_path(self.id) or records_dir()/chapter/f'{slug(variant)}-s{config.seed}-{self.id}.json'
+        own = records_dir()/chapter/f'{slug(variant)}-s{config.seed}-{self.id}.json'
+        self.published = own if own.exists() else record_path(self.id) or own      # another chapter may have trained it
         self.record = self.find_record()
 
     def find_record(self):

@@ -118,9 +118,9 @@ def contest(preset, source, seeds=None, images=None):
         return Training(CHAPTER, f'{name}, lr {lr:g}', config, splits)
     return {key: training(*key) for key in dict.fromkeys(keys)}
 
-def plan(preset, source, **parameters):
-    "The `Training`s of this chapter; `parameters` as `contest` takes them (seeds, images)."
-    return list(contest(preset, source, **parameters).values())
+def plan(preset, source, seeds=None, images=None):
+    "The `Training`s of this chapter."
+    return list(contest(preset, source, seeds, images).values())
 
 # %% ../../nbs/3_denoiser/31_contest.ipynb #b4426268
 def reached(runs):
