@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help reproduce test test-slow lab edit bench clean
+.PHONY: help reproduce test test-slow test-grid lab edit bench clean
 
 help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test           check notebooks, package and commands"
 	@echo "make test-slow      what takes minutes: the chapters of the paper rebuilt byte for byte, attention compiled"
+	@echo "make test-grid      trainings spread by Snakemake over a Slurm that is installed (as root) and started here"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
 	@echo "make edit           work on the chapters themselves in JupyterLab"
 	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
@@ -30,6 +31,19 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# Snakemake asks for an older `packaging` than the rest has, so it gets an environment of its own
+.venv-grid/bin/snakemake: settings.ini
+	@$(PYTHON) -m venv .venv-grid
+	@.venv-grid/bin/pip install --quiet $$(sed -n 's/^grid_requirements = //p' settings.ini)
+	@touch $@
+
+test-grid: $(STAMP) .venv-grid/bin/snakemake
+	@test -x /usr/sbin/slurmctld -a -x /usr/sbin/munged || { test $$(id -u) = 0 || { \
+	  echo "Slurm is not installed: apt-get install slurm-wlm munge, or call this as root"; exit 1; }; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq --no-install-recommends slurm-wlm munge > /dev/null; }
+	PATH="$(CURDIR)/.venv-grid/bin:$$PATH" $(BIN)/python -m pytest -m grid tests/test_grid.py $(ARGS)
+
 lab: $(STAMP)
 	$(BIN)/asamoe lab -- $(ARGS)
 
@@ -40,4 +54,4 @@ bench: $(STAMP)
 	$(BIN)/asamoe bench $(ARGS)
 
 clean:
-	rm -rf .venv figures/quick figures/smoke
+	rm -rf .venv .venv-grid figures/quick figures/smoke

@@ -17,7 +17,8 @@ setup(
         'Programming Language :: Python :: 3.12', 'Programming Language :: Python :: 3.13',
         'Framework :: Jupyter', 'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Processing', 'Typing :: Typed'],
-    packages=find_packages(include=['asamoe', 'asamoe.*']), package_data={'asamoe': ['weights/*/*', 'py.typed']},
+    packages=find_packages(include=['asamoe', 'asamoe.*']),
+    package_data={'asamoe': ['weights/*/*', 'grid/Snakefile', 'grid/*/config.yaml', 'py.typed']},
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require={name.removesuffix(end): cfg[name].split() for name in cfg if name.endswith(end)},
     entry_points={'console_scripts': ['asamoe=asamoe.__main__:main']})

@@ -26,9 +26,9 @@ print(run.record["weights_sha256"], run.record["hardware"]["processes"])
 '''
 
 
-def start(home, *launcher):
+def start(home, *launcher, script=SCRIPT):
     path = home/'train.py'
-    path.write_text(SCRIPT)
+    path.write_text(script)
     environment = os.environ | dict(ASAMOE_ROOT=str(home), OMP_NUM_THREADS='1')
     return subprocess.Popen([sys.executable, *launcher, str(path)], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -66,13 +66,46 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, undisturbed, ep
     assert result(start(tmp_path))[0] == undisturbed[0]
 
 
-def test_torchrun_with_two_processes_gives_the_same_curve(tmp_path, undisturbed):
-    launcher = '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port', str(random.randint(20_000, 60_000))
-    out = result(start(tmp_path, *launcher))
-    record = json.loads(next((tmp_path/'data'/'runs').glob('*/record.json')).read_text())
-    assert record['hardware']['processes'] == 2 == int(out[1])
+def torchrun(n):
+    return '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port', str(random.randint(20_000, 60_000))
+
+
+def same_curve(home, processes, undisturbed):
+    "Whether the training below `home` ran on so many processes and came to what one comes to."
+    record = json.loads(next((home/'data'/'runs').glob('*/record.json')).read_text())
+    assert record['hardware']['processes'] == processes
     for key in ('train_loss', 'val_mse'):
         assert max(abs(a[key] - b[key]) for a, b in zip(record['history'], undisturbed[1]['history'])) < 1e-4
+
+
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_torchrun_with_several_processes_gives_the_same_curve(tmp_path, undisturbed, processes):
+    assert int(result(start(tmp_path, *torchrun(processes)))[1]) == processes
+    same_curve(tmp_path, processes, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [2, 4])
+def test_one_process_of_several_is_killed_and_the_training_goes_on(tmp_path, undisturbed, processes):
+    psutil = pytest.importorskip('psutil')
+    launched, deadline = start(tmp_path, *torchrun(processes)), time.time() + 120
+    launcher, ranks = psutil.Process(launched.pid), []
+    while len(ranks) < processes and time.time() < deadline: ranks = launcher.children(); time.sleep(.1)
+    while not list(tmp_path.glob('data/runs/*/checkpoint')) and time.time() < deadline: time.sleep(.001)
+    ranks[-1].kill()                                              # torchrun then ends the others
+    launched.communicate(timeout=120)
+    assert launched.returncode and not list(tmp_path.glob('data/runs/*/record.json'))
+    result(start(tmp_path, *torchrun(processes)))
+    same_curve(tmp_path, processes, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_notebook_launches_two_processes(tmp_path, undisturbed):
+    def indented(code): return ''.join(f'    {line}\n' for line in code.splitlines())
+    launch = 'from accelerate import notebook_launcher\nnotebook_launcher(train, num_processes=2, use_port="{}")\n'
+    script = f'def train():\n{indented(SCRIPT)}\n{launch.format(random.randint(20_000, 60_000))}'
+    assert int(result(start(tmp_path, script=script))[1]) == 2
+    same_curve(tmp_path, 2, undisturbed)
 
 
 TINY = HEADLINE.but(epochs=2, batch_size=16, model_args=dict(embed_dim=16, depth=1))
