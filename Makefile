@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help reproduce test test-slow test-grid lab edit bench clean
+.PHONY: help reproduce test test-slow test-grid soak lab edit bench clean
 
 help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test           check notebooks, package and commands"
 	@echo "make test-slow      what takes minutes: the chapters of the paper rebuilt byte for byte, attention compiled"
 	@echo "make test-grid      trainings spread by Snakemake over a Slurm that is installed (as root) and started here"
+	@echo "make soak           kill trainings, chapters and reproduce at 300 random moments, in half an hour; nothing may be lost"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
 	@echo "make edit           work on the chapters themselves in JupyterLab"
 	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
@@ -43,6 +44,9 @@ test-grid: $(STAMP) .venv-grid/bin/snakemake
 	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq --no-install-recommends slurm-wlm munge > /dev/null; }
 	PATH="$(CURDIR)/.venv-grid/bin:$$PATH" $(BIN)/python -m pytest -m grid tests/test_grid.py $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak.py $(ARGS)
 
 lab: $(STAMP)
 	$(BIN)/asamoe lab -- $(ARGS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapters', 'cells', 'names_of', 'chosen',
-           'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'as_template', 'stopping',
+           'as_template', 'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'stopping',
            'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
            'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
            'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans', 'options_of', 'plan', 'train',
@@ -23,8 +23,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 import asamoe
-from .core import (AsamoeError, PRESETS, RecordError, SOURCES, SUMS, atomic_write, check_parameters, figures_dir,
-                         get_preset, one_of, records_dir, root, sha256, vouched)
+from .core import (AsamoeError, PRESETS, RecordError, SOURCES, SUMS, atomic_write, cache_dir, check_parameters,
+                         figures_dir, get_preset, one_of, records_dir, root, sha256, vouched)
 from .core import accept as accept_files, check_committed, claims_dir, committed, faults, sweep, write_result
 
 # %% ../nbs/9_book/99_reproduce.ipynb #5c4b2bfd
@@ -78,10 +78,14 @@ def chosen(only, known):
     return [key for key in known if key in keys]
 
 # %% ../nbs/9_book/99_reproduce.ipynb #1c7a56dd
+def as_template(path):
+    "`path` for papermill, which takes paths for templates: braces are doubled."
+    return str(path).replace('{', '{{').replace('}', '}}')
+
 def known_parameters(path):
     "Parameters of the notebook at `path`, {name: default as text}."
     import papermill
-    return {name: p['default'].strip('\'"') for name, p in papermill.inspect_notebook(str(path)).items()}
+    return {name: p['default'].strip('\'"') for name, p in papermill.inspect_notebook(as_template(path)).items()}
 
 OWN_OPTION = ('preset', 'data', 'weights', 'retrain', 'out', 'tables')
 
@@ -147,6 +151,8 @@ class Job:
     def log(self): return self.copy.with_suffix('.log')
     @property
     def listed(self): return self.results/'notebooks'/f'{self.name}.files.json'
+    @property
+    def passing(self): return self.results/'notebooks'/'.runtime'
 
 # %% ../nbs/9_book/99_reproduce.ipynb #1858f43f
 def follow(parent):
@@ -154,19 +160,16 @@ def follow(parent):
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)                    # PR_SET_PDEATHSIG
     if os.getppid() != parent: os._exit(1)
 
-def as_template(path):
-    "`path` for papermill, which takes paths for templates: braces are doubled."
-    return str(path).replace('{', '{{').replace('}', '}}')
-
 # %% ../nbs/9_book/99_reproduce.ipynb #2a64bd26
 @patch
 def start(self:Job):
     "Start papermill on this chapter."
-    self.copy.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (self.copy.parent, self.passing): folder.mkdir(parents=True, exist_ok=True)
     self.listed.unlink(missing_ok=True)
     batch = dict(PYDEVD_DISABLE_FILE_VALIDATION='1', ASAMOE_PROGRESS='0',      # nobody sees a training's own bar
-                 JUPYTER_RUNTIME_DIR=str(self.results/'notebooks'/'.runtime'))
-    environment = asamoe.calm(self.threads, HEAP | os.environ | batch)
+                 JUPYTER_RUNTIME_DIR=str(self.passing), TMPDIR=str(self.passing))
+    kept = dict(TORCHINDUCTOR_CACHE_DIR=str(cache_dir()/'inductor'))           # it would lie among the temporary files
+    environment = asamoe.calm(self.threads, HEAP | kept | os.environ | batch)
     command = [sys.executable, '-m', 'papermill', as_template(self.path), as_template(self.copy), '-k', 'python3',
                '-l', 'python', '--progress-bar', '-y', json.dumps(self.parameters, ensure_ascii=False)]
     self.began, self.state = time.time(), 'running'

@@ -219,12 +219,25 @@ def test_a_result_that_cannot_be_written_is_not_computed(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=says): denoise_file(tmp_path/f'{name}.png', tmp_path/out, .1, 'paper')
 
 
-def test_resume_leaves_alone_what_is_there(tmp_path, command):
+def test_resume_knows_what_was_made_of_what_and_how(tmp_path, command):
     folder, out = tmp_path/'in', tmp_path/'out'; folder.mkdir(); out.mkdir()
-    for name in 'ab': Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(folder/f'{name}.png')
-    (out/'a.png').write_text('done')
-    assert command(folder, out, '--model', 'paper', '--resume')[0] == 0
-    assert (out/'a.png').read_text() == 'done' and read_file(out/'b.png')[0].shape == (8, 8, 3)
+    for name in 'abc': Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(folder/f'{name}.png')
+    (out/'a.png').touch()                                         # empty: cut off, or somebody else's
+    def again(*options):
+        "The pictures that another run makes."
+        def stamps(): return {p.name: p.stat().st_ino for p in out.glob('*.png')}
+        before = stamps()
+        assert command(folder, out, '--model', 'paper', '--resume', *options)[0] == 0
+        return ''.join(sorted(name[0] for name, stamp in stamps().items() if stamp != before.get(name)))
+    assert again() == 'abc' and again() == ''
+    (out/'b.png').unlink(); (out/'c.png').write_bytes((folder/'c.png').read_bytes()[:20])
+    assert again() == 'bc'
+    Image.fromarray(np.full((8, 8, 3), 80, np.uint8)).save(folder/'a.png')
+    assert again() == 'a'
+    assert again('--sigma', '0.1') == 'abc' and again('--sigma', '0.1') == ''
+    assert again('--sigma', '0.1', '--model', 'cifar10') == 'abc'
+    assert command(folder/'a.png', tmp_path/'one.png', '--model', 'paper')[0] == 0
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.')], 'a list beside a single picture'
 
 
 def test_an_interruption_is_one_sentence(tmp_path, command, monkeypatch):
