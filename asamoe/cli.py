@@ -6,7 +6,7 @@
 __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapters', 'cells', 'names_of', 'chosen',
            'as_template', 'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'stopping',
            'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
-           'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
+           'Parser', 'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
            'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans', 'options_of', 'plan', 'train',
            'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench',
            'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment',
@@ -23,8 +23,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 import asamoe
-from .core import (AsamoeError, PRESETS, RecordError, SOURCES, SUMS, atomic_write, cache_dir, check_parameters,
-                         figures_dir, get_preset, one_of, records_dir, root, sha256, vouched)
+from .core import (AsamoeError, Bounds, PRESETS, RecordError, SOURCES, SUMS, atomic_write, brief, cache_dir,
+                         check_parameters, figures_dir, get_preset, one_of, records_dir, regular, root, sha256, vouched)
 from .core import accept as accept_files, check_committed, claims_dir, committed, faults, sweep, write_result
 
 # %% ../nbs/9_book/99_reproduce.ipynb #5c4b2bfd
@@ -101,7 +101,7 @@ def parse_settings(settings, known):
             names = ', '.join(sorted(set(known) - set(OWN_OPTION))) or 'none'
             raise AsamoeError(f'The chapters asked for have no parameter {name!r}; there are: {names}.')
         try: parsed[name] = json.loads(value)
-        except ValueError: parsed[name] = value
+        except (ValueError, RecursionError): parsed[name] = value
     check_parameters(**parsed)
     return parsed
 
@@ -111,8 +111,8 @@ PAPERS_DATA = ('0_house', '1_attention', '2_paper', '3_denoiser', '9_book')
 # %% ../nbs/9_book/99_reproduce.ipynb #4ab4ab16
 def local(path):
     "`path`, absolute if there is such a file or folder: chapters run in another folder than the one it was given in."
-    found = Path(path).expanduser() if path else None
-    return str(found.resolve()) if found and found.exists() else path
+    found = os.path.expanduser(path)
+    return os.path.realpath(found) if path and os.path.exists(found) else path
 
 # %% ../nbs/9_book/99_reproduce.ipynb #a05482f5
 def parse_data(given, parts):
@@ -326,10 +326,14 @@ def add_argument(parser, name, comment, kind, default, required):
     parser.add_argument('--' + name.replace('_', '-'), dest=name, **kwargs)
 
 # %% ../nbs/9_book/99_reproduce.ipynb #82dd9927
+class Parser(ArgumentParser):
+    "An `ArgumentParser` whose complaint is one sentence, as all others are."
+    def error(self, message): raise AsamoeError(f'{message}; {self.prog} --help explains the command.')
+
 def parser(f, name=''):
-    "An `ArgumentParser` for the command `f`, from its signature and comments."
+    "A `Parser` for the command `f`, from its signature and comments."
     from fastcore.docments import docments, empty
-    made = ArgumentParser(prog=f'asamoe {name or f.__name__}', description=f.__doc__)
+    made = Parser(prog=f'asamoe {name or f.__name__}', description=f.__doc__)
     for name, p in docments(f, full=True, returns=False).items():
         add_argument(made, name, (p.docment or '').replace('%', '%%'), p.anno, p.default, p.default is empty)
     return made
@@ -441,7 +445,7 @@ def reproduce(
     if jobs < 0: raise AsamoeError(f'--jobs is {jobs}: give how many chapters may run side by side.')
     needs('papermill', 'reproduce', 'asamoe reproduce')
     at_once = jobs or os.cpu_count() or 1
-    results = Path(out).expanduser().resolve() if out else figures_dir()/('' if preset == 'paper' else preset)
+    results = Path(os.path.expanduser(out)).resolve() if out else figures_dir()/('' if preset == 'paper' else preset)
     publishes, _ = get_preset(preset).publishes, to_run(only)
     with alone(results):
         if publishes: check_committed(claims_dir(), records_dir())
@@ -557,7 +561,7 @@ def read_rows(path):
     if not path.exists():
         raise AsamoeError(f'There is no {path}: give --table, or run asamoe reproduce --preset paper in a clone.')
     try:
-        with path.open(newline='', encoding='utf-8') as file: rows = list(csv.DictReader(file))
+        with regular(path).open(newline='', encoding='utf-8') as file: rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as e: raise AsamoeError(f'{path} cannot be read as a table: {e}.') from e
     if not rows or not {'statement', 'verdict', 'paper', 'reproduced', 'ci_low', 'source'} <= rows[0].keys():
         raise AsamoeError(f'{path} is no table of claims: it has no columns statement and verdict.')
@@ -620,7 +624,8 @@ def read_reference(path):
     import runpy
     if not path: return None
     if not Path(path).is_file(): raise AsamoeError(f'There is no file {path}: check the path.')
-    vit = runpy.run_path(path).get('vit')
+    try: vit = runpy.run_path(path).get('vit')
+    except Exception as e: raise AsamoeError(f'{path} cannot be run ({brief(e)}): mend it.') from e
     if vit is None: raise AsamoeError(f'{path} has no function vit(x, state_dict).')
     return vit
 
@@ -645,6 +650,7 @@ def bench(
     publish:bool=False,     # keep the table as the record that preset paper draws (in a clone)
 ):
     "Measure time and memory of naive, exact, block, top-1 and dense attention, in some minutes."
+    check_parameters(batch=batch, rounds=rounds, seconds=seconds, largest=largest)
     if one_of(system, ('paper', 'saaae'), 'system') == 'saaae':
         from asamoe.saaae.trial import step_table
         return print(step_table(publish, rounds=rounds, anew=True).round(3).to_string(index=False))
@@ -665,7 +671,7 @@ def denoise(
     source:str,             # a picture, or a folder of pictures
     out:str,                # the picture or the folder to write
     sigma:float=None,       # noise level, where images span [0, 1]; estimated if it is not given
-    model:str='photo',      # a bundled model, a folder, or a hub id
+    model:str='photo',      # a bundled model, a folder, or a hub id: owner/name or owner/name@revision
     ensemble:int=1,         # 1 to 8: average over so many turned and mirrored copies (self-ensemble)
     turns:int=None,         # the old name of --ensemble
     resume:bool=False,      # leave alone what was made already, of the same picture and in the same way
@@ -775,12 +781,16 @@ def run_command(name, arguments):
     "Run the command `name` with the texts `arguments`. Returns the exit status."
     try:
         command = COMMANDS[one_of(name, COMMANDS, 'command')]
-        command(**vars(parser(command).parse_args(arguments)))
+        given = vars(parser(command).parse_args(arguments))
+        for option, value in given.items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str): Bounds(str).check(option, text)
+        command(**given)
         sys.stdout.flush()
     except BrokenPipeError:                                       # whoever read has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (AsamoeError, OSError) as e:
-        print(f'asamoe: {e}', file=sys.stderr); return 1
+        print('asamoe:', ' '.join(str(e).splitlines()), file=sys.stderr); return 1
     except KeyboardInterrupt:
         print('asamoe: interrupted; what was finished is kept (denoise goes on with --resume, reproduce by itself).',
               file=sys.stderr); return 130

@@ -50,7 +50,7 @@ def one_of(value, options, what):
     raise AsamoeError(f"Unknown {what} {brief(value)}: choose one of {', '.join(map(str, options))}.")
 
 # %% ../nbs/0_house/00_core.ipynb #e617536b
-LARGEST = 1e300                # of a number in a setting: infinity and NaN are none
+LARGEST = {int: 2**63 - 1, float: 1e300}                         # of a number in a setting: infinity and NaN are none
 
 def sayable(text):
     "Whether `text` can be a path: of at most 4,096 characters, all of which a file's name may have."
@@ -75,7 +75,7 @@ class Bounds:
         if self.kind is str: return isinstance(value, str) and sayable(value)
         if self.kind is bool or isinstance(value, bool): return isinstance(value, bool) and self.kind is bool
         if not isinstance(value, int if self.kind is int else (int, float)): return False
-        return -LARGEST <= value <= LARGEST and self.low <= value <= self.high and value > self.above
+        return abs(value) <= LARGEST[self.kind] and self.low <= value <= self.high and value > self.above
 
 # %% ../nbs/0_house/00_core.ipynb #7495b6de
 from fastcore.basics import patch
@@ -208,14 +208,14 @@ def atomic_write(path, content):
     return path
 
 # %% ../nbs/0_house/00_core.ipynb #05c30536
-def regular(path, error=AsamoeError):
+def regular(path, error=AsamoeError, what='file'):
     "`path` as a `Path` if it is a file that can be read to its end; else an `error`: a pipe would block for ever."
     try: mode = os.stat(path).st_mode
     except (OSError, ValueError, TypeError):                      # also names too long, or with a zero byte
-        raise error(f'There is no file {brief(str(path))[1:-1]}: check the path.') from None
+        raise error(f'There is no {what} {brief(str(path))[1:-1]}: check the path.') from None
     if stat.S_ISREG(mode): return Path(path)
-    what = 'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'
-    raise error(f'{path} is no file but {what}: give the path of a file.')
+    other = 'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'
+    raise error(f'{path} is no file but {other}: give the path of a file.')
 
 # %% ../nbs/0_house/00_core.ipynb #f87c3c20
 def sha256(content):

@@ -230,7 +230,7 @@ def vit_costs(side, depth=12, rounds=7, seconds=20):
 @dataclass(frozen=True)
 class Classes(Task):
     "Say what an image shows, by its label; or which way up it was turned, one of four."
-    turns: bool = False                                  # the class is the way up, and no labels are needed
+    turns: bool = setting(False, bool)                   # the class is the way up, and no labels are needed
     load_balance: float = setting(.01, low=0)            # weight of the routers' load-balance loss
 
     @property

@@ -28,7 +28,7 @@ def asamoe(*arguments, **kwargs):
     (['reproduce', '--preset', 'papers'], 'Unknown preset'),
     (['reproduce', '--jobs', '-1'], '--jobs is -1'),
     (['repro'], 'Unknown command'),
-    (['claims', '--table', '.'], 'cannot be read as a table'),
+    (['claims', '--table', '.'], 'is no file but a folder'),
     (['claims', '--table', 'settings.ini'], 'no table of claims'),
     (['claims', '--verdict', 'maybe'], 'Unknown verdict'),
     (['bench', '--reference', 'gone.py'], 'There is no file')])

@@ -9,20 +9,19 @@ __all__ = ['WIDE', 'SHAPES', 'UPRIGHT', 'ONCE', 'CHAIN', 'ABOUT', 'CARD_IMAGES',
            'told_training', 'told_recipe', 'model_card', 'bundle', 'photo_scores']
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #9f1a1536
-import json
-from functools import lru_cache
+import json, os
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
 import asamoe
-from ..core import DataError, WeightsError, generator, one_of, read_sealed, write_result
+from ..core import DataError, WeightsError, brief, generator, one_of, read_sealed, write_result
 from ..data import PICTURES, Splits, mixed, read_picture
 from .contest import DENOISER, DENSE, NOISE_LEVELS, contest_setting
 from .networks import AtLevel
 from ..denoising import evaluate, level_means, measurement_key
 from ..evaluation import image_scores
-from ..model import load_folder, read_config
+from ..model import from_hub, load_folder, read_config
 from ..training import Measured, Training, build_model, images_seen, lineage, record_path
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #66fd7b85
@@ -104,30 +103,25 @@ def bundled():
     return sorted(p.parent.name for p in weights_dir().glob('*/model.safetensors'))
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #ed40cd33
-@lru_cache
-def _from_hub(model):
-    "The folder of hub repository `model`, asked for once."
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(model, allow_patterns=['*.safetensors', '*.json', '*.md']))
-    except Exception as e:                                        # the hub has a dozen errors, for one message
-        raise WeightsError(f'{model} is neither a bundled model ({", ".join(bundled())}) nor a folder, and could not '
-                           f'be had from the hub ({type(e).__name__}): check the name and the network.') from e
-
-def model_folder(model):
-    "The folder of `model`: a bundled name, a folder, or a hub id `owner/name`, which is downloaded once."
+def model_folder(
+    model,           # a bundled name, a folder, or a hub id, owner/name or owner/name@revision, downloaded once
+    revision=None,   # of the hub id: a branch, a tag or a commit
+):
+    "The folder of `model`. Raises `WeightsError`."
     names = ', '.join(bundled())
-    if model in bundled(): return weights_dir()/model
     if not isinstance(model, (str, Path)):
-        raise WeightsError(f'{model!r} is no model: give {names}, a folder, a hub id or a network.')
-    if Path(model).is_dir(): return Path(model)
-    if str(model).count('/') == 1 and not str(model).startswith(('.', '/', '~')): return _from_hub(str(model))
-    raise WeightsError(f'There is no model {str(model)!r}: give {names}, a folder written by save_pretrained, or a '
+        raise WeightsError(f'{brief(model)} is no model: give {names}, a folder, a hub id or a network.')
+    if model in bundled(): return weights_dir()/model
+    if os.path.isdir(model): return Path(model)
+    if str(model).partition('@')[0].count('/') == 1 and not str(model).startswith(('.', '/', '~')):
+        return from_hub(str(model), revision)
+    raise WeightsError(f'There is no model {brief(str(model))}: give {names}, a folder written by save_pretrained, or a '
                        'hub id owner/name.')
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #44015c91
-def from_pretrained(model='photo'):
-    "The network `model` in `eval()`: a bundled name, a saved folder, or a hub id. Raises `WeightsError`."
-    return load_folder(model_folder(model))
+def from_pretrained(model='photo', revision=None):
+    "The network `model` in `eval()`: a bundled name, a saved folder, or a hub id (see `model_folder`). Raises `WeightsError`."
+    return load_folder(model_folder(model, revision))
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #65b40dc8
 class Shipped(Measured):

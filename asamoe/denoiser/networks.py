@@ -11,11 +11,10 @@ import math
 
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin
 
 from ..core import AsamoeError, one_of
 from ..data import turn
-from ..model import TransformerBlock, make_attention
+from ..model import Shared, TransformerBlock, make_attention
 from ..training import register
 
 # %% ../../nbs/3_denoiser/30_networks.ipynb #3e704b04
@@ -64,7 +63,7 @@ def make_stage(word, dim, window, attention):
 
 # %% ../../nbs/3_denoiser/30_networks.ipynb #a448a62c
 @register
-class AdaptiveUNet(nn.Module, PyTorchModelHubMixin):
+class AdaptiveUNet(nn.Module, Shared):
     "Noisy images [B, 3, H, W] and their noise level -> denoised images of the same shape."
     takes_sigma = True
 

@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from huggingface_hub import PyTorchModelHubMixin
 
-from ..core import AsamoeError, WeightsError, generator, one_of, setting
+from ..core import AsamoeError, generator, one_of, setting
 from ..data import image_set
-from ..model import read_state
+from ..model import Shared
 from ..training import RunConfig, Task, register
 
 # %% ../../nbs/4_saaae/40_vae.ipynb #94b639f5
@@ -167,7 +166,7 @@ class Coded(NamedTuple):
 
 # %% ../../nbs/4_saaae/40_vae.ipynb #6a60165d
 @register
-class VAE(nn.Module, PyTorchModelHubMixin):
+class VAE(nn.Module, Shared):
     "The plain autoencoder of the source: masked images [B, 3, S, S] in [-1, 1] -> `Coded`."
     def __init__(
         self,
@@ -432,16 +431,6 @@ def scores(self:Reconstruction, model, images): return judged(self, model, image
 # %% ../../nbs/4_saaae/40_vae.ipynb #cc12ad34
 PUBLISHED = RunConfig(Reconstruction(masks='batch', noise='repeated'), 'SAAAE', epochs=3000, batch_size=256,
                       optimizer='Adam', weight_decay=0, schedule='constant', grad_clip=0, keep='last')
-
-# %% ../../nbs/4_saaae/40_vae.ipynb #5a21de41
-@patch(cls_method=True)
-def _load_as_safetensor(cls:VAE, model, model_file, map_location, strict):
-    "Fill `model` from `model_file`, whole or not at all. Raises `WeightsError`."
-    try: model.load_state_dict(read_state(model_file))
-    except RuntimeError as e:
-        raise WeightsError(f'{model_file} holds the weights of another model than {cls.__name__} with these settings: '
-                           'open it with the class that saved it.') from e
-    return model.to(map_location).eval()
 
 # %% ../../nbs/4_saaae/40_vae.ipynb #817ae15c
 def plain_encode(model, x, hidden=None, draw=None):
