@@ -2,25 +2,38 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PAGES := .venv/pages
+BROWSER := .venv/browser
 
-.PHONY: help reproduce test test-slow test-grid soak lab edit bench clean
+.PHONY: help reproduce test test-slow test-browser test-grid soak lab edit bench book clean
 
 help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test           check notebooks, package and commands"
 	@echo "make test-slow      what takes minutes: the chapters of the paper rebuilt byte for byte, attention compiled"
+	@echo "make test-browser   the pages and the explorer in a real browser (installs chromium where apt-get can)"
 	@echo "make test-grid      trainings spread by Snakemake over a Slurm that is installed (as root) and started here"
 	@echo "make soak           kill trainings, chapters and reproduce at 300 random moments, in half an hour; nothing may be lost"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
 	@echo "make edit           work on the chapters themselves in JupyterLab"
 	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
-	@echo "make clean          remove .venv and what the presets smoke and quick made; your copies in scratch/ stay"
+	@echo "make book           the pages, in book/html (ARGS='--data cifar10-part' reproduces their results first)"
+	@echo "make clean          remove .venv, book/ and what the presets smoke and quick made; your copies in scratch/ stay"
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: give one with make PYTHON=/path/to/python3"; exit 1; }
 	@echo "Preparing .venv (a few minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --editable '.[dev,lab]' --constraint constraints.txt
+	@touch $@
+
+$(PAGES): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[book]' --constraint constraints.txt
+	@touch $@
+
+$(BROWSER): $(PAGES)
+	@$(BIN)/python -m pip install --quiet --editable '.[browser]' --constraint constraints.txt
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
 	@touch $@
 
 reproduce: $(STAMP)
@@ -31,6 +44,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-browser: $(BROWSER)
+	$(BIN)/asamoe book
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 # Snakemake asks for an older `packaging` than the rest has, so it gets an environment of its own
 .venv-grid/bin/snakemake: settings.ini
@@ -57,5 +74,8 @@ edit: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/asamoe bench $(ARGS)
 
+book: $(PAGES)
+	$(BIN)/asamoe book $(ARGS)
+
 clean:
-	rm -rf .venv .venv-grid figures/quick figures/smoke
+	rm -rf .venv .venv-grid book figures/quick figures/smoke

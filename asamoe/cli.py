@@ -8,9 +8,9 @@ __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapt
            'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
            'Parser', 'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
            'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans', 'options_of', 'plan', 'train',
-           'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'check', 'read_reference', 'show_bench', 'bench',
-           'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command', 'lab_environment',
-           'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
+           'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'book', 'check', 'read_reference', 'show_bench',
+           'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command',
+           'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import ctypes, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -595,6 +595,21 @@ def claims(
     counts = {v: sum(row['verdict'] == v for row in rows) for v in counts}
     told = [f'{n} {v or "without verdict"}' for v, n in sorted(counts.items(), key=lambda item: -item[1]) if n]
     print(f'{len(rows)} statements: {", ".join(told)}')
+
+# %% ../nbs/9_book/99_reproduce.ipynb #0bcaa59e
+@command
+def book(
+    data:list=(),           # reproduce the preset paper on these images first, into book/results, such as cifar10-part
+    results:str='',         # another folder of results whose executed chapters are shown
+    only:list=(),           # only these chapters, for a quick look
+):
+    "Build the book's pages in book/html, to be read in a browser (in a clone)."
+    keys, out = chosen(only, chapters()), root()/'book'
+    needs('sphinx', 'book', 'asamoe book')
+    if data: reproduce(preset='paper', data=data, out=str(out/'results'))
+    from asamoe.book.pages import build
+    site = build(out, [Path(results)]*bool(results) + [out/'results', figures_dir()], keys if only else ())
+    print(f'{site/"index.html"}\nThe page with the model asks for a server: python -m http.server --directory {site}')
 
 # %% ../nbs/9_book/99_reproduce.ipynb #aa6ecbfb
 @command

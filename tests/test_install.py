@@ -123,7 +123,7 @@ def test_the_constraints_pin_what_is_required():
     from packaging.requirements import Requirement
     lines = [line for line in (ROOT/'constraints.txt').read_text().splitlines() if not line.startswith('#')]
     pinned = dict(line.lower().split('==') for line in lines)
-    extras = [f'{extra}_requirements' for extra in ('data', 'reproduce', 'lab', 'onnx', 'timm', 'camoxpert', 'dev')]
+    extras = [f'{extra}_requirements' for extra in ('data', 'reproduce', 'lab', 'onnx', 'timm', 'camoxpert', 'dev', 'book', 'browser')]
     needed = [Requirement(r) for names in ['requirements', *extras] for r in SETTINGS[names].split()]
     for r in needed:
         if r.name != 'asamoe': assert r.specifier.contains(pinned[r.name.lower()]), r
