@@ -11,7 +11,7 @@ help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
 	@echo "make test           check notebooks, package and commands"
 	@echo "make test-slow      what takes minutes: the chapters of the paper rebuilt byte for byte, attention compiled"
-	@echo "make test-browser   the pages and the explorer in a real browser (installs chromium where apt-get can)"
+	@echo "make test-browser   the pages in a real browser (installs chromium where apt-get can)"
 	@echo "make test-grid      trainings spread by Snakemake over a Slurm that is installed (as root) and started here"
 	@echo "make soak           kill trainings, chapters and reproduce at 300 random moments, in half an hour; nothing may be lost"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"

@@ -540,7 +540,10 @@ def train(run, accelerator, resumed, progress=True):
     for epoch in range(done, config.epochs):
         start = time.perf_counter()
         for group in optimizer.param_groups: group['lr'] = learning_rate(config, epoch)
-        try: losses = train_epoch(model, optimizer, accelerator, config, images, epoch, bar)
+        try:
+            with torch.random.fork_rng():                         # for networks that draw: dropout, top-1 routing
+                torch.manual_seed(derive_seed(config.seed, 'model', epoch))
+                losses = train_epoch(model, optimizer, accelerator, config, images, epoch, bar)
         except TrainingError as e:
             raise TrainingError(f'Run {run.id}: {e}; the checkpoint of epoch {epoch} is kept in {run.folder}. '
                                 'Lower lr or set grad_clip.') from None

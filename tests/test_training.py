@@ -115,6 +115,24 @@ TINY = HEADLINE.but(epochs=2, batch_size=16, model_args=dict(embed_dim=16, depth
 def data(): return load_source('photos').split(64, 16, 8)
 
 
+def test_what_a_network_draws_follows_from_its_seed_too(home, data, monkeypatch):
+    "Top-1 routing draws in training: not from what the process has drawn before, and the same after a kill."
+    import torch
+    from asamoe import training
+    config = TINY.but(model_args=TINY.model_args | dict(routing='top1', shared_keys=True))
+    found, save = [], training.save_checked
+    def saved_then_killed(*a): save(*a); raise KeyboardInterrupt
+    for seed in (1, 2):
+        monkeypatch.setenv('ASAMOE_ROOT', str(home/f'{seed}'))
+        torch.manual_seed(seed)
+        if seed == 2:
+            monkeypatch.setattr(training, 'save_checked', saved_then_killed)
+            with pytest.raises(KeyboardInterrupt): fit(config, data, progress=False)
+            monkeypatch.setattr(training, 'save_checked', save)
+        found.append(fit(config, data, progress=False).record['weights_sha256'])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize('damage', ['weights.safetensors', 'record.json'])
 def test_a_damaged_run_is_set_aside_and_trained_anew(home, data, damage):
     run = fit(TINY, data, progress=False)
