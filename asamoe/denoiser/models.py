@@ -115,12 +115,12 @@ def model_folder(
     if os.path.isdir(model): return Path(model)
     if str(model).partition('@')[0].count('/') == 1 and not str(model).startswith(('.', '/', '~')):
         return from_hub(str(model), revision)
-    raise WeightsError(f'There is no model {brief(str(model))}: give {names}, a folder written by save_pretrained, or a '
+    raise WeightsError(f'There is no model {brief(str(model))}: give {names}, a folder by save_pretrained, or a '
                        'hub id owner/name.')
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #44015c91
 def from_pretrained(model='photo', revision=None):
-    "The network `model` in `eval()`: a bundled name, a saved folder, or a hub id (see `model_folder`). Raises `WeightsError`."
+    "The network `model` in `eval()`: a bundled name, a saved folder, a hub id (`model_folder`). Raises `WeightsError`."
     return load_folder(model_folder(model, revision))
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #65b40dc8
