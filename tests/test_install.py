@@ -45,8 +45,9 @@ def test_the_source_distribution_builds_the_same_wheel(built):
     names = [set(zipfile.ZipFile(path).namelist()) for path in (built[0], built[2])]
     assert names[0] == names[1]
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/'asamoe').rglob('*.py')}
-    weights = {p.relative_to(ROOT).as_posix() for p in (ROOT/'asamoe'/'weights').rglob('*') if p.is_file()}
-    assert modules | weights | {'asamoe/py.typed'} == {n for n in names[0] if '.dist-info' not in n}
+    data = {p.relative_to(ROOT).as_posix() for name in ('weights', 'grid') for p in (ROOT/'asamoe'/name).rglob('*')
+            if p.is_file()}
+    assert modules | data | {'asamoe/py.typed'} == {n for n in names[0] if '.dist-info' not in n}
 
 
 @pytest.fixture(scope='module')
