@@ -529,8 +529,9 @@ def collect(
     set:list=(),            # the same
 ):
     "Bring home the records (weights, measurements) of trainings made elsewhere, checked; nothing here is replaced."
-    from asamoe.book.grid import collect_records, plan_rows
-    images = {tuple(row['images'].values()) for row in plan_rows(*asked_of_plans(preset, data, only, set))}
+    from asamoe.book.grid import collect_records, planned_rows
+    rows = planned_rows(*asked_of_plans(preset, data, only, set)).values()
+    images = {tuple(row['images'].values()) for row in rows}
     found, refused = collect_records(folder, images)
     print(f'{sum(found.values())} trainings are new here, {len(found) - sum(found.values())} were here already.')
     if refused: raise AsamoeError('\nasamoe: '.join([*refused, f'{len(refused)} files were not taken.']))

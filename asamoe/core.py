@@ -6,8 +6,8 @@
 __all__ = ['PARAMETERS', 'AsamoeError', 'DataError', 'WeightsError', 'TrainingError', 'RecordError', 'one_of', 'Bounds',
            'setting', 'check_fields', 'check_parameters', 'root', 'data_dir', 'runs_dir', 'records_dir', 'claims_dir',
            'figures_dir', 'cache_dir', 'disk_errors', 'temporary', 'is_running', 'sweep', 'to_disk', 'atomic_write',
-           'regular', 'sha256', 'seal', 'check', 'write_sealed', 'read_sealed', 'as_read', 'results_folders',
-           'committed', 'read_sums', 'write_sums', 'sums_at_rest', 'write_result', 'fault', 'faults', 'check_committed',
+           'regular', 'sha256', 'seal', 'check', 'as_read', 'results_folders', 'committed', 'read_sums', 'write_sums',
+           'sums_at_rest', 'write_result', 'write_sealed', 'read_sealed', 'fault', 'faults', 'check_committed',
            'sealed_anew', 'vouchers', 'accepted', 'accept', 'derive_seed', 'generator', 'on_threads', 'processor',
            'bf16_time', 'bf16_pays', 'Preset', 'get_preset', 'Chapter', 'save_figure', 'save_table', 'vouched',
            'read_table', 'quantity', 'save_quantities']
@@ -242,17 +242,6 @@ def check(text, where):
     raise RecordError(f'{where} was altered since it was written, its checksum does not fit: restore it '
                       '(git checkout), or delete it to have it made anew.')
 
-# %% ../nbs/0_house/00_core.ipynb #b27bd1f2
-def write_sealed(path, value):
-    "Write the dict `value` to `path`, sealed and whole or not at all. Returns the path."
-    return atomic_write(path, seal(value))
-
-def read_sealed(path):
-    "What the sealed file at `path` says, or None where there is no file. Raises `RecordError`."
-    try: text = Path(path).read_bytes().decode(errors='replace')
-    except FileNotFoundError: return None
-    return check(text, path)
-
 # %% ../nbs/0_house/00_core.ipynb #1ebdf303
 def as_read(value):
     "The JSON value `value` as a reader of the file will find it."
@@ -315,6 +304,17 @@ def write_result(path, content):
         write_sums(read_sums() | {name: digest})
         (runs_dir()/'publishing').unlink()
     return path
+
+# %% ../nbs/0_house/00_core.ipynb #a3511692
+def write_sealed(path, value):
+    "Write the dict `value` to `path`, sealed, by `write_result`. Returns the path."
+    return write_result(path, seal(value))
+
+def read_sealed(path):
+    "What the sealed file at `path` says, or None where there is no file. Raises `RecordError`."
+    try: text = Path(path).read_bytes().decode(errors='replace')
+    except FileNotFoundError: return None
+    return check(text, path)
 
 # %% ../nbs/0_house/00_core.ipynb #0a2fb715
 def fault(name, listed, found):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'TASKS', 'Task', 'register', 'build_model', 'mismatch', 'fitting', 'fill', 'RunConfig', 'run_id',
-           'config_of', 'save_checked', 'load_checked', 'slug', 'record_path', 'record_of', 'lineage', 'images_seen',
-           'weights_content', 'read_weights', 'Measured', 'to_png', 'from_png', 'recorded', 'Run', 'epoch_order',
-           'share_of', 'train_epoch', 'precision_here', 'start_accelerator', 'learning_rate', 'describe_machine',
-           'initial_state', 'end_epoch', 'train', 'tell', 'finish', 'set_aside', 'take_stock', 'fit', 'Training']
+           'config_of', 'save_checked', 'load_checked', 'slug', 'record_path', 'record_of', 'lineage', 'visits',
+           'images_seen', 'weights_content', 'read_weights', 'Measured', 'to_png', 'from_png', 'recorded', 'Run',
+           'epoch_order', 'share_of', 'train_epoch', 'precision_here', 'start_accelerator', 'learning_rate',
+           'describe_machine', 'initial_state', 'end_epoch', 'train', 'tell', 'finish', 'set_aside', 'take_stock',
+           'fit', 'Training']
 
 # %% ../nbs/0_house/03_training.ipynb #472ba1be
 import importlib, inspect, io, json, math, os, platform, re, time
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .core import AsamoeError, Bounds, RecordError, TrainingError, WeightsError, as_read, atomic_write, bf16_pays
 from .core import brief, check_fields, derive_seed, generator, on_threads, one_of, read_sealed, records_dir
-from .core import runs_dir, seal, setting, sha256, write_result, write_sealed
+from .core import runs_dir, setting, sha256, write_result, write_sealed
 
 # %% ../nbs/0_house/03_training.ipynb #814b29d9
 @dataclass(frozen=True)
@@ -252,9 +253,13 @@ def lineage(record):
     start = record['config'].get('start')
     return [*(lineage(record_of(start)) if start else []), record]
 
+def visits(record):
+    "How many images the training of `record` itself has seen, repeats counted."
+    return record['config']['epochs']*(record['config']['epoch_images'] or record['data']['train'])
+
 def images_seen(record):
     "How many images the weights of `record` have learnt from in all trainings behind them, repeats counted."
-    return sum(r['config']['epochs']*(r['config']['epoch_images'] or r['data']['train']) for r in lineage(record))
+    return sum(map(visits, lineage(record)))
 
 def weights_content(record):
     "The safetensors file that `record` tells of, or None where it is missing or damaged."
@@ -305,7 +310,7 @@ def entry(self:Measured, key, make, version):
             lock = f'{self.stem.parent.name}-{self.stem.name}.lock'
             with FileLock(runs_dir()/lock):                       # another chapter may have measured meanwhile
                 self.read()[key] = as_read(found)
-                write_result(self.path, seal(dict(weights_sha256=self.weights_sha256, measured=self.kept)))
+                write_sealed(self.path, dict(weights_sha256=self.weights_sha256, measured=self.kept))
     return self.kept[key]
 
 # %% ../nbs/0_house/03_training.ipynb #11d29704
@@ -378,7 +383,7 @@ def recorded(
     kept = (read_sealed(file) if publish else None) or {}
     if make and (key not in kept or stale(kept[key])):
         kept[key] = as_read(make()) if publish else make()
-        if publish: write_result(file, seal(kept))
+        if publish: write_sealed(file, kept)
     return kept.get(key)
 
 # %% ../nbs/0_house/03_training.ipynb #a300c826
@@ -433,7 +438,7 @@ def model(self:Run):
 def save(self:Run):
     "Write the record; for preset `paper` also to `data/records/`."
     if (self.folder/'weights.safetensors').exists(): write_sealed(self.folder/'record.json', self.record)
-    if self.publish: write_result(self.published, seal(self.record))
+    if self.publish: write_sealed(self.published, self.record)
 
 # %% ../nbs/0_house/03_training.ipynb #b7a5b9e8
 def epoch_order(n, config, epoch):

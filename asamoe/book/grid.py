@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RUN', 'MAY_DIFFER', 'SMALL', 'LARGE', 'planners', 'module_of', 'plan_settings', 'images_of', 'part_source',
            'part_data', 'trainings', 'described', 'stamps', 'follows_from', 'chapter_rows', 'on_record', 'by_variant',
-           'visit_seconds', 'plan_rows', 'plan_json', 'left_to_do', 'told_plan', 'training_of', 'identity',
-           'checked_record', 'is_new', 'take_run', 'take_measured', 'take', 'records_below', 'collect_records',
-           'made_up_records', 'reading_times', 'large_step', 'workflow_folder', 'snakemake_command']
+           'visit_seconds', 'planned_rows', 'plan_rows', 'plan_json', 'left_to_do', 'told_plan', 'training_of',
+           'identity', 'checked_record', 'is_new', 'take_run', 'take_measured', 'take', 'records_below',
+           'collect_records', 'made_up_records', 'reading_times', 'large_step', 'workflow_folder', 'snakemake_command']
 
 # %% ../../nbs/9_book/95_grid.ipynb #e99c6653
 import ast, importlib, inspect, json, os, re, shlex, shutil, statistics, sys, time
@@ -126,26 +126,32 @@ def by_variant(finished):
 # %% ../../nbs/9_book/95_grid.ipynb #03709d4c
 def visit_seconds(row, paths, most=3):
     "Seconds for an image seen, the median over `most` of the records at `paths` of the network of `row`; or None."
-    found = []
-    for path in sorted(paths)[:most]:
-        record = read_sealed(path)
-        config, same = record['config'], ('model', 'model_args', 'precision')
-        images = config['epochs']*(config['epoch_images'] or record['data']['train'])
-        if all(config[name] == row['config'][name] for name in same): found.append(record['seconds']/images)
+    from asamoe.training import visits
+    found, same = [], ('model', 'model_args', 'precision')
+    for record in map(read_sealed, sorted(paths)[:most]):
+        alike = all(record['config'][name] == row['config'][name] for name in same)
+        if alike: found.append(record['seconds']/visits(record))
     return statistics.median(found) if found else None
 
 # %% ../../nbs/9_book/95_grid.ipynb #14d50583
-def plan_rows(keys, preset, sources, settings={}):
-    "The rows of the plans of the chapters `keys`, with `done` and (None: nothing of their shape on record) `seconds`."
-    finished = on_record()
-    variants, rates, rows = by_variant(finished), {}, {}
+def planned_rows(keys, preset, sources, settings={}):
+    "The rows of the plans of the chapters `keys` by id, each once; nothing is estimated."
+    rows = {}
     for chapter in keys:
         for row in chapter_rows(chapter, preset, part_data(chapter.split('/')[0], sources), settings):
-            shape = records_dir()/row['chapter'], RUN.fullmatch(row['name'] + '.json')[1]
-            if shape not in rates: rates[shape] = visit_seconds(row, variants.get(shape, []))
-            seconds = rates[shape] and round(rates[shape]*row['visits'], 1)
-            rows.setdefault(row['id'], row | dict(seconds=seconds, done=row['id'] in finished))
-    return list(rows.values())
+            rows.setdefault(row['id'], row)
+    return rows
+
+def plan_rows(keys, preset, sources, settings={}):
+    "`planned_rows` as a list, with `done` and (None: nothing of their shape on record) `seconds`."
+    finished, rates, rows = on_record(), {}, []
+    variants = by_variant(finished)
+    for row in planned_rows(keys, preset, sources, settings).values():
+        shape = records_dir()/row['chapter'], RUN.fullmatch(row['name'] + '.json')[1]
+        if shape not in rates: rates[shape] = visit_seconds(row, variants.get(shape, []))
+        seconds = rates[shape] and round(rates[shape]*row['visits'], 1)
+        rows.append(row | dict(seconds=seconds, done=row['id'] in finished))
+    return rows
 
 def plan_json(rows): return json.dumps(rows, indent=1)
 
@@ -168,7 +174,7 @@ def told_plan(rows):
 # %% ../../nbs/9_book/95_grid.ipynb #6cc52a04
 def training_of(ids, keys, preset, sources, settings={}):
     "The `Training`s with these `ids`, in this order, from the plans of the chapters `keys`. Raises `AsamoeError`."
-    rows = {row['id']: row for row in plan_rows(keys, preset, sources, settings)}
+    rows = planned_rows(keys, preset, sources, settings)
     for unknown in set(ids) - set(rows):
         raise AsamoeError(f'{unknown} is not planned at preset {preset.name} on these data: asamoe plan lists what is; '
                           'give the same options to both.')
@@ -236,7 +242,7 @@ def take_measured(path, target):
         new = {key: entry for key, entry in theirs.read().items() if not ours.has(key)}
         for entry in new.values():
             if 'file' in entry: write_result(target.parent/Path(entry['file']).name, theirs.content(entry))
-        if new: write_result(ours.path, seal(dict(weights_sha256=ours.weights_sha256, measured=new | ours.read())))
+        if new: write_sealed(ours.path, dict(weights_sha256=ours.weights_sha256, measured=new | ours.read()))
 
 # %% ../../nbs/9_book/95_grid.ipynb #463bfbd3
 def take(path, target, images):
