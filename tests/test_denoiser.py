@@ -286,19 +286,18 @@ def test_tiles_leave_no_seams():
     assert (denoise(x, .1, net, tile=256, overlap=128) - whole).abs().max() < 1/255
 
 
-def test_24_megapixels_within_4_gib(tmp_path):
-    "The picture's share of the memory; that of a tile is the network's."
+def test_the_largest_picture_within_4_gib():
+    "Its own share of the memory, without what the network needs for a tile, 0.9 GiB."
     script = '''
 import resource, numpy as np, torch
-from asamoe.denoiser.networks import AdaptiveUNet
+from asamoe.data import MOST_PIXELS
 from asamoe.denoiser.pictures import denoise
-net = AdaptiveUNet(dims=(4, 8), encoder=('R',), decoder=('R',), middle='R').eval()
-picture = np.zeros((4000, 6000, 3), np.uint8)
-assert denoise(picture, .1, net).shape == picture.shape
+picture = np.zeros((9000, MOST_PIXELS//9000, 3), np.uint8)
+assert denoise(picture, .1, torch.nn.Identity()).shape == picture.shape
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)'''
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2.5
+    assert float(done.stdout) < 3, done.stdout
 
 
 def test_command_on_a_picture_and_a_folder(tmp_path, command):
