@@ -5,7 +5,7 @@ After every kill no process may be left and all that was published must be whole
 be those of the undisturbed one, byte for byte, and no temporary file may be left. A summary goes to tests/soak.json;
 status 1 if anything was wrong.
 """
-import argparse, json, os, platform, random, shutil, signal, subprocess, sys, tempfile, time
+import argparse, json, multiprocessing, os, platform, random, shutil, signal, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 
@@ -15,36 +15,46 @@ from asamoe.cli import follow
 asamoe.calm(1)
 ROOT = Path(__file__).resolve().parent.parent
 
-TRAIN = '''
-import sys, pandas as pd
-from asamoe.data import load_source
-from asamoe.denoising import HEADLINE
-from asamoe.training import fit
-config = HEADLINE.but(epochs=6, batch_size=16, model_args=dict(embed_dim=32, depth=1, num_heads=2))
-for seed in range(2):
-    data, at = load_source('photos').split(96, 16, 8), '2_paper/20_headline/soak'
-    run = fit(config.but(seed=seed), data, at, publish=True, progress=False)
-    run.measure('answer', lambda model: dict(b=1, a=[seed]*2000))
-    run.table('scores', lambda model: pd.DataFrame(dict(psnr=[seed/7]*3000)))
-'''
-REPRODUCE = [sys.executable, '-m', 'asamoe', 'reproduce', '--preset', 'smoke', '--only']
-VICTIMS = {   # command, share of the kills, files that do not depend on time
-    'training': ([sys.executable, '-c', TRAIN], .8, 'data/records/**/*'),
-    'chapter': ([*REPRODUCE, '20'], .1, 'figures/smoke/2_paper/*'),
-    'reproduce': ([*REPRODUCE, '02', '23', '--jobs', '2'], .1, 'figures/smoke/[0-9]_*/*')}
+def train():
+    import pandas as pd
+    from asamoe.data import load_source
+    from asamoe.denoising import HEADLINE
+    from asamoe.training import fit
+    config = HEADLINE.but(epochs=6, batch_size=16, model_args=dict(embed_dim=32, depth=1, num_heads=2))
+    for seed in range(2):
+        data, at = load_source('photos').split(96, 16, 8), '2_paper/20_headline/soak'
+        run = fit(config.but(seed=seed), data, at, publish=True, progress=False)
+        run.measure('answer', lambda model: dict(b=1, a=[seed]*2000))
+        run.table('scores', lambda model: pd.DataFrame(dict(psnr=[seed/7]*3000)))
+
+
+def asamoe_does(*words): os.execv(sys.executable, [sys.executable, '-m', 'asamoe', *words])
+
+
+REPRODUCE = partial(asamoe_does, 'reproduce', '--preset', 'smoke', '--only')
+VICTIMS = {   # what is done, its share of the kills, files that do not depend on time
+    'training': (train, .92, 'data/records/**/*'),
+    'chapter': (partial(REPRODUCE, '20'), .04, 'figures/smoke/2_paper/*'),
+    'reproduce': (partial(REPRODUCE, '02', '23', '--jobs', '2'), .04, 'figures/smoke/[0-9]_*/*')}
+# A server that has imported PyTorch forks the victims, so that they are killed at work, not while they import
+FORKED = multiprocessing.get_context('forkserver')
+FORKED.set_forkserver_preload(['__main__', 'pandas', 'asamoe.data', 'asamoe.denoising', 'asamoe.training'])
 MOMENT = ('seconds', 'finished')      # what a record tells of the clock
 
 
-def environment(home):
+def prepared(home):
     "A root of its own, with all that is temporary in it, so that what is left can be seen."
-    if not (home/'nbs').exists():
-        (home/'tmp').mkdir()
-        for name in ('nbs', 'tests'): (home/name).symlink_to(ROOT/name)
-        shutil.copytree(ROOT/'data'/'claims', home/'data'/'claims')
-        listed = [line for line in (ROOT/'SHA256SUMS').read_text().splitlines(True) if '  data/claims/' in line]
-        (home/'SHA256SUMS').write_text(''.join(listed))
+    (home/'tmp').mkdir(parents=True)
+    for name in ('nbs', 'tests'): (home/name).symlink_to(ROOT/name)
+    shutil.copytree(ROOT/'data'/'claims', home/'data'/'claims')
+    listed = [line for line in (ROOT/'SHA256SUMS').read_text().splitlines(True) if '  data/claims/' in line]
+    (home/'SHA256SUMS').write_text(''.join(listed))
+    return home
+
+
+def environment(home):
     own = dict(ASAMOE_ROOT=home, TMPDIR=home/'tmp', PYTHONPATH=ROOT, ASAMOE_PROGRESS='0', SOAK=home)
-    return os.environ | {name: str(value) for name, value in own.items()}
+    return {name: str(value) for name, value in own.items()}
 
 
 def family(home):
@@ -52,7 +62,8 @@ def family(home):
     found = {}
     for folder in Path('/proc').glob('[0-9]*'):
         try:
-            if f'SOAK={home}\0'.encode() not in (folder/'environ').read_bytes(): continue
+            began = f'SOAK={home}\0'.encode() in (folder/'environ').read_bytes()
+            if not began and (folder/'cwd').readlink() != home: continue           # a fork keeps its first environment
             if (folder/'stat').read_text().rpartition(')')[2].split()[0] != 'Z':
                 found[int(folder.name)] = (folder/'cmdline').read_text(errors='replace').replace('\0', ' ')[:120]
         except (OSError, ValueError): pass
@@ -93,51 +104,62 @@ def damage(home):
     code = ('from asamoe.core import committed, faults, read_sealed\n'
             '[print(f) for f in faults()]\n'
             'for p in committed().values(): p.suffix == ".json" and read_sealed(p)')
-    done = subprocess.run([sys.executable, '-c', code], env=environment(home), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | environment(home), capture_output=True, text=True)
     return done.stdout.splitlines() + done.stderr.splitlines()[-1:]
 
 
-def start(command, home):
-    log = open(home/'tmp.log', 'ab')
-    return subprocess.Popen(command, env=environment(home), cwd=home, stdout=log, stderr=log,
-                            preexec_fn=partial(follow, os.getpid()))
+def begin(work, home):
+    "In a process of its own: do `work` in `home`."
+    follow(os.getppid())
+    log = os.open(home/'tmp.log', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2): os.dup2(log, stream)
+    os.environ.update(environment(home))
+    os.chdir(home)
+    tempfile.tempdir = None                                       # that of the server is not this one's
+    work()
 
 
-def undisturbed(command, home, pattern):
-    "Run `command` to its end. Returns (seconds, files, what PyTorch and others leave in any case)."
-    home.mkdir(); began = time.time()
-    assert start(command, home).wait() == 0, (home/'tmp.log').read_text()
+def start(work, home):
+    process = FORKED.Process(target=begin, args=(work, home))
+    process.start()
+    return process
+
+
+def undisturbed(work, home, pattern):
+    "Do `work` to its end. Returns (seconds, files, what PyTorch and others leave in any case)."
+    process, began = start(work, prepared(home)), time.time()
+    process.join()
+    assert process.exitcode == 0, (home/'tmp.log').read_text()
     (home/'tmp.log').unlink()
-    assert (made := files(home, pattern)), f'{command} made nothing below {pattern}'
+    assert (made := files(home, pattern)), f'nothing was made below {pattern}'
     return time.time() - began, made, leftovers(home)
 
 
-def attempt(command, home, seconds, rng):
-    "Start `command` and kill it, or one of its children, after a random share of `seconds`. Returns (whom, status)."
-    process = start(command, home)
-    try: return 'nobody', process.wait(rng.uniform(0, seconds))
-    except subprocess.TimeoutExpired: pass
+def attempt(work, home, seconds, rng):
+    "Start `work` and kill it, or one of its children, after a random share of `seconds`. Returns (whom, status)."
+    process = start(work, home)
+    process.join(rng.uniform(0, seconds))
+    if process.exitcode is not None: return 'nobody', process.exitcode
     others = [pid for pid in family(home) if pid != process.pid]
     whom = rng.choice(others) if others and rng.random() < .3 else process.pid
     try: os.kill(whom, signal.SIGKILL)
     except ProcessLookupError: pass
-    process.wait()                                                # where a child was killed, it ends with a sentence
-    return 'itself' if whom == process.pid else 'a child', process.returncode
+    process.join()                                                # where a child was killed, it ends with a sentence
+    return 'itself' if whom == process.pid else 'a child', process.exitcode
 
 
 def soak(kind, kills, folder, rng, say):
     "Kill victims of one `kind` until there were so many `kills`. Returns counts, and what was wrong."
-    command, _, pattern = VICTIMS[kind]
-    seconds, expected, usual = undisturbed(command, folder/f'{kind}-0', pattern)
+    work, _, pattern = VICTIMS[kind]
+    seconds, expected, usual = undisturbed(work, folder/f'{kind}-0', pattern)
     count, wrong = dict(kills=0, of_children=0, finished=0, undisturbed_seconds=round(seconds, 1)), []
     while count['kills'] < kills:
-        home, tries = folder/f'{kind}-{count["finished"] + 1}', 0
-        home.mkdir()
+        home, tries = prepared(folder/f'{kind}-{count["finished"] + 1}'), 0
         while True:
             tries += 1
-            spent = tries > 6 or count['kills'] >= kills          # enough of this one: let it end
+            spent = tries > 9 or count['kills'] >= kills          # enough of this one: let it end
             began = time.time()
-            whom, status = attempt(command, home, 3600 if spent else seconds, rng)
+            whom, status = attempt(work, home, 3600 if spent else seconds, rng)
             if whom == 'nobody' and tries == 1: seconds = min(seconds, time.time() - began)    # the first was cold
             if whom != 'nobody': count['kills'] += 1; count['of_children'] += whom == 'a child'
             wrong += [f'{kind}: process left: {told}' for told in settled(home).values()]
@@ -156,7 +178,7 @@ def soak(kind, kills, folder, rng, say):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--kills', type=int, default=300, help='how many (300 take some half an hour on two cores)')
+    parser.add_argument('--kills', type=int, default=300, help='how many (300 take some half an hour)')
     parser.add_argument('--seed', type=int, default=None, help='of the moments (default: another each time)')
     parser.add_argument('--out', type=Path, default=ROOT/'tests'/'soak.json', help='where the summary goes')
     asked = parser.parse_args()
