@@ -92,7 +92,7 @@ def test_on_slurm_forty_trainings_survive_ten_kills_and_the_loss_of_a_worker(slu
 
 
 def test_the_local_profile_trains_then_makes_the_chapter_and_the_claims(tmp_path):
-    for name in ('nbs', 'tests', 'data/claims', 'settings.ini', 'README.md'):
+    for name in ('nbs', 'tests', 'data/claims', 'data/records', 'settings.ini', 'README.md'):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).symlink_to(ROOT/name)
     asamoe(tmp_path, 'grid', '--preset', 'smoke', '--only', '20')
