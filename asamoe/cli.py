@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapters', 'cells', 'names_of', 'chosen',
-           'as_template', 'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job', 'follow', 'stopping',
-           'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest', 'command', 'add_argument',
-           'Parser', 'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs', 'to_run', 'check_weights',
-           'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans', 'options_of', 'plan', 'train',
-           'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'book', 'check', 'read_reference', 'show_bench',
-           'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy', 'scratch_copies', 'lab_command',
-           'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command', 'main']
+           'as_template', 'import_papermill', 'known_parameters', 'parse_settings', 'local', 'parse_data', 'Job',
+           'follow', 'stopping', 'told', 'run_jobs', 'run_in_order', 'versions', 'training_time', 'write_manifest',
+           'command', 'add_argument', 'Parser', 'parser', 'campaign', 'needs', 'part_label', 'data_labels', 'plan_jobs',
+           'to_run', 'check_weights', 'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans',
+           'options_of', 'plan', 'train', 'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'book', 'check',
+           'read_reference', 'show_bench', 'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy',
+           'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command',
+           'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import ctypes, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -82,10 +83,16 @@ def as_template(path):
     "`path` for papermill, which takes paths for templates: braces are doubled."
     return str(path).replace('{', '{{').replace('}', '}}')
 
+def import_papermill():
+    "papermill, without the grammar of web addresses that jsonschema takes seconds to build, for nobody here."
+    sys.modules.setdefault('rfc3987_syntax', None)
+    import papermill.cli
+    return papermill
+
 def known_parameters(path):
     "Parameters of the notebook at `path`, {name: default as text}."
-    import papermill
-    return {name: p['default'].strip('\'"') for name, p in papermill.inspect_notebook(as_template(path)).items()}
+    found = import_papermill().inspect_notebook(as_template(path))
+    return {name: p['default'].strip('\'"') for name, p in found.items()}
 
 OWN_OPTION = ('preset', 'data', 'weights', 'retrain', 'out', 'tables')
 
@@ -170,7 +177,8 @@ def start(self:Job):
                  JUPYTER_RUNTIME_DIR=str(self.passing), TMPDIR=str(self.passing))
     kept = dict(TORCHINDUCTOR_CACHE_DIR=str(cache_dir()/'inductor'))           # it would lie among the temporary files
     environment = asamoe.calm(self.threads, HEAP | kept | os.environ | batch)
-    command = [sys.executable, '-m', 'papermill', as_template(self.path), as_template(self.copy), '-k', 'python3',
+    begin = 'from asamoe.cli import import_papermill; import_papermill().cli.papermill()'
+    command = [sys.executable, '-c', begin, as_template(self.path), as_template(self.copy), '-k', 'python3',
                '-l', 'python', '--progress-bar', '-y', json.dumps(self.parameters, ensure_ascii=False)]
     self.began, self.state = time.time(), 'running'
     tied = partial(follow, os.getpid()) if sys.platform == 'linux' else None

@@ -8,12 +8,13 @@ __all__ = ['MODELS', 'TASKS', 'Task', 'register', 'build_model', 'mismatch', 'fi
            'images_seen', 'weights_content', 'read_weights', 'Measured', 'to_png', 'from_png', 'recorded', 'Run',
            'epoch_order', 'share_of', 'train_epoch', 'precision_here', 'start_accelerator', 'learning_rate',
            'describe_machine', 'initial_state', 'end_epoch', 'train', 'tell', 'finish', 'set_aside', 'take_stock',
-           'fit', 'Training']
+           'fit', 'Training', 'checked']
 
 # %% ../nbs/0_house/03_training.ipynb #472ba1be
 import importlib, inspect, io, json, math, os, platform, re, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import wraps
 from pathlib import Path
 
 import pandas as pd, torch
@@ -29,8 +30,8 @@ from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from .core import AsamoeError, Bounds, RecordError, TrainingError, WeightsError, as_read, atomic_write, bf16_pays
-from .core import brief, check_fields, derive_seed, generator, on_threads, one_of, read_sealed, records_dir
-from .core import runs_dir, setting, sha256, write_result, write_sealed
+from .core import brief, check_fields, check_parameters, derive_seed, generator, on_threads, one_of, read_sealed
+from .core import records_dir, runs_dir, setting, sha256, write_result, write_sealed
 
 # %% ../nbs/0_house/03_training.ipynb #814b29d9
 @dataclass(frozen=True)
@@ -655,3 +656,12 @@ class Training:
         "The finished `Run` where there is a record of it, else None; nothing is trained."
         run = Run(self.config, self.data, self.at, publish)
         return run if run.record else None
+
+def checked(plan):
+    "The function `plan(preset, source, settings)`, which now checks its settings by `check_parameters` first."
+    @wraps(plan)
+    def checking(preset, source, *settings, **named):
+        given = inspect.signature(plan).bind(preset, source, *settings, **named).arguments
+        check_parameters(**{name: value for name, value in given.items() if name not in ('preset', 'source')})
+        return plan(preset, source, *settings, **named)
+    return checking

@@ -28,7 +28,7 @@ from .core import generator, setting
 from .data import to_float, turn, turned
 from .model import SmallViT
 from .topk import masked_topk_attention, topk_attention
-from .training import RunConfig, Task, Training, recorded, register
+from .training import RunConfig, Task, Training, checked, recorded, register
 
 # %% ../nbs/1_attention/15_use.ipynb #8bdd78c4
 @contextmanager
@@ -294,6 +294,7 @@ CONTEST = {'dense': None, 'soft': {}, 'soft, constant router': dict(router='cons
            'top-1, random router': dict(routing='top1', shared_keys=True, router='random')}
 RECIPE = RunConfig(Classes(), 'RoutedViT', epochs=12, lr=2e-3, weight_decay=.05, batch_size=64)
 
+@checked
 def plan(
     preset, source,
     seeds=None, epochs=None,   # None: as the preset says

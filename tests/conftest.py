@@ -5,7 +5,7 @@ import pytest
 
 import asamoe
 
-asamoe.calm(os.environ.get('OMP_NUM_THREADS', 2))   # before anything imports torch, and for all processes started here
+asamoe.calm(os.environ.get('OMP_NUM_THREADS', 1))   # before anything imports torch, and for all processes started here
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent/'shared'/'data'
 

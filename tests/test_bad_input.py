@@ -1,5 +1,5 @@
 "A corpus of bad input: each gets one sentence within ten seconds and four GiB, and never a traceback."
-import ast, dataclasses, json, math, os, resource, signal, struct, subprocess, sys, zipfile, zlib
+import ast, dataclasses, inspect, json, math, os, resource, signal, struct, subprocess, sys, zipfile, zlib
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -88,6 +88,17 @@ def test_a_wrong_parameter_gets_its_sentence(name, value):
     'epochs=' + '9'*5000, 'noise_seed=1e400', 'sigma_range=[0.3,0.1]', 'sigma_range=[0.1]', 'levels=0.1', 'variants=5', 'headline=1', 'images=0',
     'seeds=' + '['*100_000, 'sigma', '=1', 'out=x', 'nobody=1', 'sigma-x=1', 'seeds=null1', 'sizes=[4]', 'num_heads=0', 'seconds=-1', 'rounds=0'])
 def test_a_wrong_setting_of_the_command_line(text): refused(parse_settings, [text], set(DEFAULTS))
+
+
+@pytest.mark.parametrize('name', ['seeds', 'cheap_seeds', 'epochs', 'images', 'sigma', 'seed', 'budgets', 'photographs'])
+@pytest.mark.parametrize('value', [-1, 1.5, 'abc', math.nan, [[]]], ids=str)
+def test_a_plan_that_is_asked_for_wrongly(name, value):
+    from asamoe.book.grid import module_of, planners
+    plans = [module_of(path).plan for path in planners().values()]
+    asked = [plan for plan in plans if name in inspect.signature(plan).parameters]
+    for plan in asked:
+        if name != 'photographs' or not isinstance(value, str): refused(plan, None, None, says=f'{name} is ', **{name: value})
+    assert asked
 
 
 def test_sides_that_contradict_each_other():
@@ -358,6 +369,30 @@ def test_a_file_that_is_no_picture_or_too_large(case, tmp_path, capsys):
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith('asamoe: ')]) == 1
 
 
+def bomb(size):
+    "Deflated zeros, `size` times 16 MiB, made at once."
+    packer = zlib.compressobj(9)
+    first, again = (packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + again*(size - 1)
+
+@pytest.mark.parametrize('tile', [None, (16, 16)], ids=['strip', 'tile'])
+def test_a_strip_that_unpacks_to_gigabytes_is_not_unpacked(tile, tmp_path):
+    import tifffile
+    path = tmp_path/'deep.tif'
+    tifffile.imwrite(path, iter([bomb(512)]), shape=(16, 16, 3), dtype=np.uint16, photometric='rgb', compression='zlib', rowsperstrip=16, tile=tile)
+    assert path.stat().st_size < 2**24
+    refused(read_file, path, error=DataError, says='unpacks to more')                        # 8 GiB
+
+
+def test_a_packed_picture_of_16_bits_is_still_read(tmp_path):
+    import tifffile
+    deep, path = np.random.default_rng(0).integers(0, 65535, (300, 400, 3), dtype=np.uint16), tmp_path/'deep.tif'
+    tifffile.imwrite(path, deep, photometric='rgb', compression='zlib', rowsperstrip=300)
+    assert np.array_equal(read_file(path)[0], deep)
+    tifffile.imwrite(path, deep, photometric='rgb', compression='lzma')
+    refused(read_file, path, error=DataError, says='LZMA')
+
+
 @pytest.mark.parametrize('kind', ['pipe', 'folder', 'device', 'loop', 'gone', 'long', 'zero'])
 def test_a_path_that_is_no_file(kind, tmp_path):
     path = tmp_path/'a.png'
@@ -456,7 +491,8 @@ def test_what_denoise_cannot_do(arguments, small):
     refused(lambda: denoise(GOOD, **dict(sigma=.1, model=small) | arguments))
 
 
-@pytest.mark.parametrize('y', [GOOD, None, torch.ones(3, 8, 8), torch.ones(1, 2, 8, 8), torch.ones(1, 3, 8, 8).byte(), torch.full((1, 3, 8, 8), torch.inf), 'a'], ids=lambda y: str(y)[:10])
+@pytest.mark.parametrize('y', [GOOD, None, torch.ones(3, 8, 8), torch.ones(1, 2, 8, 8), torch.ones(1, 3, 8, 8).byte(), torch.full((1, 3, 8, 8), torch.inf), 'a',
+    255*torch.rand(1, 3, 8, 8), torch.full((2, 1, 8, 8), 3.), torch.stack([torch.rand(3, 8, 8), -99*torch.rand(3, 8, 8)]), torch.ones(1, 3, 0, 8)], ids=lambda y: str(y)[:10])
 def test_what_a_plugged_in_denoiser_cannot_take(y, small): refused(Denoiser(small), y, error=DataError)
 
 

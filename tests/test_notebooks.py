@@ -33,7 +33,8 @@ def source_files():
 def tree(tmp_path_factory):
     "A copy of the project's source, with a reader's copies and executed ones in it, which are nobody's source."
     copy = tmp_path_factory.mktemp('tree')/'asamoe'
-    ignored = ('.git', '.venv', 'data', 'figures', 'scratch', 'book', '__pycache__', '*.egg-info', '.ipynb_checkpoints')
+    ignored = ('.git', '.venv*', 'data', 'figures', 'scratch', 'book', '__pycache__', '*.egg-info', '.ipynb_checkpoints',
+               '.pytest_cache', '.hypothesis')
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*ignored))
     stray = (ROOT/'nbs'/'0_house'/'00_core.ipynb').read_text().replace('class AsamoeError', 'class Stray')
     for folder in ('scratch', 'figures/quick/notebooks'):

@@ -53,7 +53,7 @@ def test_same_seed_same_bytes_from_two_processes_at_once(tmp_path, undisturbed):
     assert len(list((tmp_path/'data'/'runs').glob('*/weights.safetensors'))) == 1
 
 
-@pytest.mark.parametrize('epochs_seen', [0, 1, 3, 5])
+@pytest.mark.parametrize('epochs_seen', [0, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path, undisturbed, epochs_seen):
     "SIGKILL a random moment after the n-th checkpoint was written."
     process, deadline, seen, last = start(tmp_path), time.time() + 120, 0, None

@@ -26,7 +26,7 @@ from ..clock import one_thread, take_turns
 from ..core import DataError, generator
 from ..data import PICTURES, SCENES, Source, read_picture, shipped_photo
 from ..evaluation import bootstrap, mean_ci
-from ..training import RunConfig, Training, build_model, recorded
+from ..training import RunConfig, Training, build_model, checked, recorded
 
 # %% ../../nbs/5_camoxpert/52_trial.ipynb #23db0d5f
 RECIPE = RunConfig(Segmentation(), 'Segmenter', epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-4)
@@ -156,6 +156,7 @@ def measure_seconds(splits, publish=True, arms=None, rounds=7):
     return recorded(f'{AT}/choices', 'seconds', measure, publish)
 
 # %% ../../nbs/5_camoxpert/52_trial.ipynb #8faed6c7
+@checked
 def plan(preset, source, photographs='', seeds=None, epochs=None):
     "All of `groups`, in order: a list of `Training`."
     return [t for trainings in groups(preset, source, photographs, seeds, epochs).values() for t in trainings]

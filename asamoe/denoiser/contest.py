@@ -18,7 +18,7 @@ from ..core import one_of
 from ..data import evaluation_noisy, to_float
 from ..denoising import Denoising, level_means, measurement_key
 from ..evaluation import image_scores, mean_ci, over_seeds
-from ..training import RunConfig, Training, recorded
+from ..training import RunConfig, Training, checked, recorded
 import asamoe.denoiser.networks                                   # registers the networks that are trained here
 
 # %% ../../nbs/3_denoiser/31_contest.ipynb #fe6514d5
@@ -109,15 +109,16 @@ def contest(preset, source, seeds=None, images=None):
     "The trainings of the contest that are known so far: {(contestant, learning rate, seed): `Training`}."
     splits, images = contest_setting(preset, source, images)
     rates, best = rates_to_try(preset, reached_rates(splits, images))
-    seeds = range(seeds or (3 if preset.publishes else 2))
+    seeds, epochs = range(seeds or (3 if preset.publishes else 2)), preset.cap('epochs', 20)
     keys = [(name, lr, 0) for name in rates for lr in rates[name]]
     keys += [(name, best[name], seed) for seed in seeds for name in best]
     def training(name, lr, seed):
-        config = contest_config(name, images, seed, lr=lr)
+        config = contest_config(name, images, seed, epochs, lr)
         if not preset.publishes: config = config.but(precision='no')
         return Training(CHAPTER, f'{name}, lr {lr:g}', config, splits)
     return {key: training(*key) for key in dict.fromkeys(keys)}
 
+@checked
 def plan(preset, source, seeds=None, images=None):
     "The `Training`s of this chapter."
     return list(contest(preset, source, seeds, images).values())

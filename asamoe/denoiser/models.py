@@ -22,7 +22,7 @@ from .networks import AtLevel
 from ..denoising import evaluate, level_means, measurement_key
 from ..evaluation import image_scores
 from ..model import from_hub, load_folder, read_config
-from ..training import Measured, Training, build_model, images_seen, lineage, record_path
+from ..training import Measured, Training, build_model, checked, images_seen, lineage, record_path
 
 # %% ../../nbs/3_denoiser/32_models.ipynb #66fd7b85
 WIDE = dict(dims=(48, 64, 96), encoder=('RR', 'R'), decoder=('RRR', 'RR'), middle='A', attention='standard')
@@ -86,6 +86,7 @@ def longer(splits):
         settled['start'] = list(found.values())[-1].id
     return found
 
+@checked
 def plan(preset, source, photographs=''):
     "The `Training`s of this chapter; with a folder of `photographs` that of `photo` too."
     if not preset.publishes: return []

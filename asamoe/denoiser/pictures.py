@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['loaded', 'starts', 'geometry', 'floats', 'run_tiled', 'scale_of', 'as_tensor', 'channel_place', 'as_image',
            'as_stack', 'guess_sigma', 'estimate_noise', 'noise_levels', 'copies_of', 'check_span', 'denoise_channels',
-           'denoise', 'Denoiser', 'warn_of_pages', 'with_orientation', 'deep_page', 'read_tiff', 'is_exif',
-           'goes_along', 'read_file', 'deep_tiff', 'upright', 'encode', 'check_output', 'denoise_file', 'each_picture',
-           'net_sha256', 'made_in', 'made', 'note_made', 'denoise_path']
+           'denoise', 'Denoiser', 'warn_of_pages', 'with_orientation', 'check_packed', 'deep_page', 'read_tiff',
+           'is_exif', 'goes_along', 'read_file', 'deep_tiff', 'upright', 'encode', 'check_output', 'denoise_file',
+           'each_picture', 'net_sha256', 'made_in', 'made', 'note_made', 'denoise_path']
 
 # %% ../../nbs/3_denoiser/33_pictures.ipynb #ba0ed5cb
-import hashlib, io, json, numbers, os, sys, tempfile, warnings
+import hashlib, io, json, math, numbers, os, sys, tempfile, warnings, zlib
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -283,10 +283,11 @@ class Denoiser(nn.Module):
     ):
         "-> [B, C, H, W], of the type of `y`. Raises `DataError`."
         floats = isinstance(y, torch.Tensor) and y.is_floating_point()
-        if not floats or y.ndim != 4 or y.shape[1] not in (1, 3):
+        if not floats or y.ndim != 4 or y.shape[1] not in (1, 3) or 0 in y.shape[2:]:
             given = f'{getattr(y, "dtype", type(y).__name__)} {list(getattr(y, "shape", []))}'
             raise DataError(f'A denoiser takes float tensors [B, 1 or 3, H, W], but got {given}.')
         if not torch.isfinite(y).all(): raise DataError('The images hold NaN or infinity: replace them first.')
+        for x in y.detach(): check_span(x, math.inf)              # a solver's steps go beyond noise
         levels = [guess_sigma(x) if s is None else s for x, s in zip(y.detach(), noise_levels(sigma, len(y)))]
         done = [denoise_channels(self.net, image, level) for image, level in zip(y.float(), levels)]
         return torch.stack(done).to(y.dtype) if done else y
@@ -303,6 +304,20 @@ def with_orientation(orientation):
     return exif.tobytes()
 
 # %% ../../nbs/3_denoiser/33_pictures.ipynb #494d9f73
+def check_packed(path, page):
+    "Raise `DataError` where a strip or tile of the tifffile `page` unpacks to far more than the page claims to hold."
+    if page.is_tiled: fits(path, page.tilewidth, page.tilelength)
+    if page.compression == 34925: raise DataError(f'{path} is packed by LZMA: save it without compression.')
+    if page.compression not in (8, 32946): return                 # TIFF's two numbers of deflate
+    largest = max(page.imagewidth*page.imagelength, page.tilewidth*page.tilelength)*page.samplesperpixel
+    most, file = 2**26 + 2*largest, page.parent.filehandle
+    for place, count in zip(page.dataoffsets, page.databytecounts):
+        if 1100*count <= most: continue                           # deflate packs no better
+        file.seek(place)
+        if len(zlib.decompressobj().decompress(file.read(count), most + 1)) > most:
+            raise DataError(f'{path} unpacks to more than the pixels that it claims to have: it is damaged or a trap.')
+
+# %% ../../nbs/3_denoiser/33_pictures.ipynb #c48e9dc7
 def deep_page(path, page):
     "[H, W] or [H, W, C] uint16 of a tifffile `page` with 16 bits, black is zero; None for others. Raises `DataError`."
     if page.dtype is not None and page.dtype.itemsize > 2:
@@ -310,7 +325,10 @@ def deep_page(path, page):
     if page.dtype != np.uint16 or page.photometric not in (0, 1, 2): return None     # white is zero, black is zero, RGB
     if page.samplesperpixel > 4 or page.imagedepth > 1: return None
     fits(path, page.imagewidth, page.imagelength)                 # what it claims, before memory is taken for it
-    try: array = page.asarray()
+    try:
+        check_packed(path, page)
+        array = page.asarray()
+    except DataError: raise
     except Exception as e:
         raise DataError(f'{path} has 16 bits to a channel that cannot be read ({e}): check the file, save it without '
                         'compression, or install imagecodecs.') from e

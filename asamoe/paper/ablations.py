@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..core import AsamoeError, one_of
 from ..denoising import ABLATION, measured_peaks, measured_scores
-from ..training import Training
+from ..training import Training, checked
 
 # %% ../../nbs/2_paper/21_ablations.ipynb #48467c7f
 PUBLISHED = ('standard', 'non-adaptive', 'adaptive')
@@ -42,6 +42,7 @@ def ablation_setting(preset, source, sigma=.2, epochs=None):
     return source.split(*(preset.cap(*part) for part in published)), base.but(sigma=sigma, epochs=epochs or base.epochs)
 
 # %% ../../nbs/2_paper/21_ablations.ipynb #a775b472
+@checked
 def plan(
     preset, source,
     sigma=.2, budgets=(32, 64, 128),

@@ -12,9 +12,10 @@ from ..core import generator
 from ..data import evaluation_noisy, to_float
 from ..denoising import denoise_all, output_peaks
 from .ablations import PUBLISHED, contestant, plan as ablations
-from ..training import Training, epoch_order, initial_state
+from ..training import Training, checked, epoch_order, initial_state
 
 # %% ../../nbs/2_paper/25_diagnosis.ipynb #293ecf39
+@checked
 def plan(preset, source, sigma=.2, cheap_seeds=None):
     "The short trainings of the paper's three models as published: a list of `Training`, `cheap_seeds` of each."
     seeds = cheap_seeds or dict(smoke=2, quick=4, paper=30)[preset.name]

@@ -11,7 +11,7 @@ import copy
 import numpy as np, torch, torch.nn as nn
 
 from ..denoising import HEADLINE
-from ..training import Training
+from ..training import Training, checked
 
 # %% ../../nbs/2_paper/20_headline.ipynb #4b8058ca
 def headline_setting(preset, source, sigma=.2, seed=0):
@@ -22,6 +22,7 @@ def headline_setting(preset, source, sigma=.2, seed=0):
     return splits, HEADLINE.but(seed=seed, sigma=sigma, epochs=preset.cap('epochs', 30),
                                 epoch_images=40_000 if repeated else 0, batch_size=64 if preset.publishes else 16)
 
+@checked
 def plan(preset, source, sigma=.2, seed=0):
     "The trainings of this chapter, one: a list of `Training`."
     splits, config = headline_setting(preset, source, sigma, seed)

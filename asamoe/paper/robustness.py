@@ -12,7 +12,7 @@ from ..core import one_of
 from ..data import Splits
 from ..denoising import HEADLINE, level_means, measured_peaks
 from .ablations import RECIPES
-from ..training import Training
+from ..training import Training, checked
 
 # %% ../../nbs/2_paper/23_robustness.ipynb #052f11c7
 ROBUSTNESS = HEADLINE.but(epochs=8, batch_size=64, weight_decay=1e-5, schedule='constant', grad_clip=0, load_balance=0)
@@ -41,6 +41,7 @@ def robustness_setting(preset, source, epochs=None):
     return four_fifths(source.split(preset.cap('n_train', 4000), 1, n_test)), base.but(epochs=epochs or base.epochs)
 
 # %% ../../nbs/2_paper/23_robustness.ipynb #fa0eeb79
+@checked
 def plan(
     preset, source,
     sigma=.2, sigma_range=(.1, .3), # what the two diets are

@@ -14,7 +14,7 @@ from ..clock import step, time_in_turns
 from ..core import one_of
 from ..denoising import HEADLINE
 from ..evaluation import mean_ci
-from ..training import Training, recorded
+from ..training import Training, checked, recorded
 
 # %% ../../nbs/2_paper/26_sparse.ipynb #eb9c631b
 CONTEST = {
@@ -29,6 +29,7 @@ def sparse_config(variant, seed=0, base=SMALL):
     return base.but(model_args=base.model_args | CONTEST[one_of(variant, CONTEST, 'variant')], seed=seed)
 
 # %% ../../nbs/2_paper/26_sparse.ipynb #26e4039a
+@checked
 def plan(
     preset, source,
     sigma=.2,                # noise level

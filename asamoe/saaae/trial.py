@@ -28,7 +28,7 @@ from ..evaluation import correlation, mean_ci
 from .vae import (BATCH, PUBLISHED, VAE, Reconstruction, examination, from_signed, hide, image_masks,
                               judged, mixed, over_region, plane_scores, region_scores, reparameterise, sampled_logvar,
                               squared_error, to_signed, training_step, training_steps)
-from ..training import Training, build_model, recorded, weights_content
+from ..training import Training, build_model, checked, recorded, weights_content
 from ..verdicts import holm
 
 # %% ../../nbs/4_saaae/41_trial.ipynb #935dd84d
@@ -162,6 +162,7 @@ def replay_config(model, size=64, seed=0, epochs=10):
                          weight=float((64//size)**2))
 
 # %% ../../nbs/4_saaae/41_trial.ipynb #97589a9b
+@checked
 def plan(
     preset, source,
     seeds=None, epochs=None,   # of the arms at 32 pixels; None: as the preset says
