@@ -615,7 +615,7 @@ def book(
     "Build the book's pages in book/html, to be read in a browser (in a clone)."
     keys, out = chosen(only, chapters()), root()/'book'
     needs('sphinx', 'book', 'asamoe book')
-    if data: reproduce(preset='paper', data=data, out=str(out/'results'))
+    if data: reproduce(preset='paper', data=data, only=only, out=str(out/'results'))
     from asamoe.book.pages import build
     site = build(out, [Path(results)]*bool(results) + [out/'results', figures_dir()], keys if only else ())
     print(f'{site/"index.html"}\nThe page with the model asks for a server: python -m http.server --directory {site}')

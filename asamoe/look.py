@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXPERTS', 'COLORS', 'color', 'use_theme', 'verdict_style', 'show_image', 'image_grid', 'show_published',
-           'published_table']
+           'published_table', 'with_interval', 'show_table']
 
 # %% ../nbs/0_house/01_look.ipynb #ef0e2e43
-import matplotlib as mpl, matplotlib.pyplot as plt, seaborn as sns, torch
+import matplotlib as mpl, matplotlib.pyplot as plt, pandas as pd, seaborn as sns, torch
 
 from .core import AsamoeError, figures_dir, read_table
 
@@ -105,3 +105,25 @@ def show_published(name, width=760):
 def published_table(name):
     "The committed table `name`, such as '2_paper/ablation_runs', or None where there is none. Raises `RecordError`."
     return read_table(figures_dir(), name)
+
+# %% ../nbs/0_house/01_look.ipynb #9bc8715f
+def with_interval(table, column):
+    "`column` of `table` as text, with the interval in brackets that the next two columns give, where they do."
+    def word(v): return f'{v:#.4g}'.rstrip('.') if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else str(v)
+    def told(name): return list(map(word, table[name].tolist()))
+    following = list(table)[list(table).index(column):][1:3]
+    if not ''.join(following).endswith('ci_high'): return told(column)
+    return [f'{value} [{low}, {high}]' for value, low, high in zip(*map(told, [column, *following]))]
+
+def show_table(
+    name,      # of a committed table, such as '2_paper/evaluation'; nothing is shown where there is none
+    columns,   # those to show, the numbers with their intervals
+    rows='',   # which rows, as a query
+):
+    "Show a part of the committed table `name`."
+    from IPython.display import HTML, display
+    table = published_table(name)
+    if table is None: return
+    table = table.query(rows) if rows else table
+    shown = pd.DataFrame({column.replace('_', ' '): with_interval(table, column) for column in columns})
+    display(HTML(shown.to_html(index=False, border=0)))

@@ -7,6 +7,7 @@ suppress_warnings = ['mystnb.unknown_mime_type', 'myst.header', 'toc.not_include
 
 nb_execution_mode = 'off'                       # the chapters are executed before, from records
 nb_merge_streams = True
+nb_render_markdown_format = 'gfm'                # tables that a cell wrote
 nb_ipywidgets_js = {}                           # nothing comes from another server
 myst_enable_extensions = ['dollarmath', 'amsmath', 'html_image']
 myst_heading_anchors = 3

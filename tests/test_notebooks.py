@@ -1,5 +1,5 @@
 "The notebooks are the source: exported, clean, in dependency order, and all of them run, from any folder."
-import json, re, shutil, subprocess, sys
+import ast, base64, json, re, shutil, subprocess, sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -69,6 +69,32 @@ def test_chapter_has_the_shape_of_its_kind(key):
     assert len(found) == 1 if own else len(found) <= 1, f'{key} needs one cell with the tag parameters'
     if found: assert 'check_parameters(' in text(cells(CHAPTERS[key])[found[0] + 1]), f'{key} does not check them'
     if key.startswith('2_paper'): assert found, 'a chapter that tries something has parameters'
+
+
+def shown_calls(cell):
+    "Whether `cell` does nothing but show what is published."
+    if cell['cell_type'] != 'code' or 'show_published(' not in text(cell): return False
+    calls = [getattr(s, 'value', None) for s in ast.parse(text(cell)).body]
+    return all(isinstance(c, ast.Call) and getattr(c.func, 'id', '') in ('show_published', 'show_table') for c in calls)
+
+
+def test_chapters_open_with_the_published_figure_and_table(monkeypatch):
+    import asamoe.look as look
+    for key, path in CHAPTERS.items():
+        found = cells(path)
+        place = next((i for i, cell in enumerate(found) if 'parameters' in tags(cell)), 0)
+        opening = [cell for cell in found[:place] if shown_calls(cell)]
+        if 'Chapter(' not in '\n'.join(code(path)) or not opening:
+            assert not key.startswith(('2_paper', '5_camoxpert/52')), f'{key} does not open with what is published'
+            continue
+        for cell in opening:
+            shown = []
+            monkeypatch.setattr('IPython.display.display', shown.append)
+            exec(text(cell), vars(look).copy())
+            kept = [o['data'] for o in cell['outputs'] if 'data' in o]
+            kept = [base64.b64decode(d['image/png']) if 'image/png' in d else ''.join(d['text/html']) for d in kept]
+            assert kept == [s.data for s in shown], f'{key} opens with an older figure or table: run its first cells again'
+        if key != '0_house/02_data': assert any('show_table(' in text(cell) for cell in opening), f'{key}: no table'
 
 
 def test_chapters_import_from_lower_numbers_only():

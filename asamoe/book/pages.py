@@ -274,7 +274,7 @@ class InPage(nn.Module):
 def export_model(model, path):
     "Write the bundled `model` to `path` as ONNX, where it is not there yet. Returns the path."
     if path.exists(): return path
-    page, part = InPage(model), path.with_suffix('.part')
+    page, part = InPage(model).eval(), path.with_suffix('.part')
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(page, page.example, part, dynamo=True, verbose=False, external_data=False,
                       input_names=['x', 'sigma'][:len(page.example)],

@@ -2,8 +2,8 @@
 const S = 96, TILE = 32, SHARED = new URL('../_static/', location.href), PLANE = S * S
 const $ = id => document.getElementById(id)
 const say = text => { $('message').textContent = text }
-const sessions = {}
-let clean, busy = false, again = false, lastRun
+const loaded = new Set()
+let worker, clean, busy = false, again = false, lastRun
 
 const random = seed => () => {                                  // mulberry32: the same noise each time
   seed = seed + 0x6D2B79F5 | 0
@@ -31,7 +31,8 @@ function panel(parent, name, side) {                            // a canvas with
 function draw(parent, name, side, caption, pixel) {             // pixel(i) -> [r, g, b] in 0..1
   const figure = panel(parent, name, side), canvas = figure.querySelector('canvas'), context = canvas.getContext('2d')
   const data = context.createImageData(side, side)
-  for (let i = 0; i < side * side; i++) data.data.set([...pixel(i).map(v => 255 * clamp(v)), 255], 4 * i)
+  data.data.fill(255)
+  for (let i = 0; i < side * side; i++) pixel(i).forEach((v, c) => { data.data[4 * i + c] = 255 * clamp(v) })
   context.putImageData(data, 0, 0)
   canvas.setAttribute('aria-label', figure.querySelector('figcaption').textContent = caption)
 }
@@ -47,25 +48,27 @@ function tiles(image, back) {                                   // [3, S, S] -> 
   return out
 }
 
-async function session(name) {
+const ask = question => new Promise((answer, fail) => {          // one question at a time to the thread of the models
   if (typeof WebAssembly === 'undefined') throw new Error('This browser has no WebAssembly, which the models need: noise can be looked at, but not removed.')
   if (location.protocol === 'file:') throw new Error('A browser does not load a model from a file: serve this folder (python -m http.server) and open the page from there.')
-  ort.env.wasm.numThreads = 1
-  ort.env.wasm.wasmPaths = new URL('vendor/', SHARED).href
-  return sessions[name] ??= await ort.InferenceSession.create(new URL(`models/${name}.onnx`, SHARED).href)
-}
+  worker ??= new Worker(new URL('worker.js', SHARED))
+  const stop = told => { worker.terminate(); worker = undefined; fail(new Error(told)) }               // the next question begins anew
+  worker.onmessage = ({ data }) => data.told ? stop(data.told) : answer(data)
+  worker.onerror = () => stop('The script that runs the models could not be loaded.')
+  worker.postMessage(question)
+})
 
 async function denoise(name, noisy, sigma) {
-  const run = await session(name), paper = name === 'paper'
-  const feed = { x: new ort.Tensor('float32', paper ? tiles(noisy) : noisy, paper ? [9, 3, TILE, TILE] : [1, 3, S, S]) }
-  if (!paper) feed.sigma = new ort.Tensor('float32', [sigma], [1])
-  const out = await run.run(feed)
-  return { image: paper ? tiles(out.image.data, true) : out.image.data, routing: out.routing }
+  const paper = name === 'paper'
+  const feed = paper ? { x: [tiles(noisy), [9, 3, TILE, TILE]] } : { x: [noisy, [1, 3, S, S]], sigma: [Float32Array.of(sigma), [1]] }
+  const out = await ask({ name, feed })
+  return { ...out, image: paper ? tiles(out.image.data, true) : out.image.data }
 }
 
 function maps({ data, dims: [blocks, , tokens, experts] }) {
-  const row = Math.sqrt(tokens), n = S / TILE, side = row * n, low = data.reduce((a, b) => Math.min(a, b)), high = data.reduce((a, b) => Math.max(a, b))
-  $('scale').textContent = `Dark: ${(100 * low).toFixed(0)} %, light: ${(100 * high).toFixed(0)} % of a patch's attention is that expert's.`
+  const row = Math.sqrt(tokens), n = S / TILE, side = row * n, sorted = data.slice().sort()
+  const [low, high] = [.01, .99].map(share => sorted[Math.floor(share * (sorted.length - 1))])          // a few patches do not set the scale
+  $('scale').textContent = `Dark: ${(100 * low).toFixed(0)} % or less, light: ${(100 * high).toFixed(0)} % or more of a patch's attention is that expert's.`
   for (let b = 0; b < blocks; b++) for (let e = 0; e < experts; e++) {
     const at = i => {
       const y = i / side | 0, x = i % side, tile = (y / row | 0) * n + (x / row | 0)
@@ -73,7 +76,7 @@ function maps({ data, dims: [blocks, , tokens, experts] }) {
     }
     let sum = 0
     for (let i = 0; i < side * side; i++) sum += at(i)
-    const shade = i => { const p = (at(i) - low) / (high - low || 1); return [.1 + .9 * p, .1 + .85 * p ** .8, .25 + .45 * p] }
+    const shade = i => { const p = clamp((at(i) - low) / (high - low || 1)); return [.1 + .9 * p, .1 + .85 * p ** .8, .25 + .45 * p] }
     draw($('maps'), `${b}${e}`, side, `block ${b}, ${['cheap', 'medium', 'expensive'][e]} expert: ${(100 * sum / side / side).toFixed(0)} % on average`, shade)
   }
 }
@@ -89,14 +92,15 @@ async function update() {
   draw($('pictures'), 'picture', S, 'the picture', colours(clean))
   draw($('pictures'), 'noisy', S, 'noisy' + told(noisy), colours(noisy))
   try {
-    if (!sessions[model]) say('The model is being loaded ...')
-    const began = performance.now(), { image, routing } = await denoise(model, noisy, sigma)
+    if (!loaded.has(model)) say('The model is being loaded ...')
+    const { image, routing, ms, threads } = await denoise(model, noisy, sigma)
+    loaded.add(model)
     draw($('pictures'), 'denoised', S, 'denoised' + told(image), colours(image))
     draw($('pictures'), 'difference', S, 'what was taken away (× 2)', i => colours(noisy)(i).map((v, c) => .5 + 2 * (v - clamp(image[i + c * PLANE]))))
     $('routing').hidden = !routing
     if (routing) maps(routing)
-    say(note + `${model}: ${Math.round(performance.now() - began)} ms in this browser.`)
-    lastRun = { model, sigma, noisy: Array.from(noisy), image: Array.from(image), routing: routing && Array.from(routing.data) }
+    say(note + `${model}: ${Math.round(ms)} ms in this browser.`)
+    lastRun = { model, sigma, ms, threads, noisy: Array.from(noisy), image: Array.from(image), routing: routing && Array.from(routing.data) }
     $('save').disabled = false
   } catch (error) { say(error.message) }
   busy = false
@@ -106,6 +110,7 @@ async function update() {
 let note = ''
 async function take(blob, name) {                               // a picture, or a sentence that says why not
   note = ''
+  say('')
   try {
     if (blob.size > 60e6) throw new Error(`${name} has ${Math.round(blob.size / 1e6)} MB: take one of at most 60.`)
     const bitmap = await createImageBitmap(blob).catch(() => { throw new Error(`${name} is no picture that this browser can read: take a PNG or JPEG file.`) })
