@@ -138,6 +138,7 @@ def test_the_core_needs_no_jupyter_and_pins_nothing():
     assert core['torch'].contains('2.14.1') and core['torch'].contains('2.13.0')
     assert not {'papermill', 'ipykernel', 'nbclient', 'jupyterlab', 'torchvision', 'nbdev'} & set(core)
     assert not any(str(s).startswith('==') for s in core.values())
+    for name in ('pillow', 'tifffile', 'safetensors'): assert '>=' in str(core[name]), f'{name} needs a floor'
 
 
 def test_nothing_is_written_that_newer_tools_could_not_read():
