@@ -5,7 +5,7 @@ STAMP := .venv/installed
 PAGES := .venv/pages
 BROWSER := .venv/browser
 
-.PHONY: help reproduce test test-slow test-browser test-grid soak lab edit bench book clean
+.PHONY: help reproduce test test-slow test-browser test-grid soak lab edit explore bench book clean
 
 help:
 	@echo "make reproduce      run the chapters headless, rebuild figures and tables (ARGS='--preset paper --data cifar10')"
@@ -16,6 +16,7 @@ help:
 	@echo "make soak           kill trainings, chapters and reproduce at 300 random moments, in half an hour; nothing may be lost"
 	@echo "make lab            read and play: the chapters in JupyterLab, as copies that you may change"
 	@echo "make edit           work on the chapters themselves in JupyterLab"
+	@echo "make explore        play with the models on a page of this machine (ARGS='--weights FILE' for more weights)"
 	@echo "make bench          measure the speed of naive, exact, block, top-1 and dense attention"
 	@echo "make book           the pages, in book/html (ARGS='--data cifar10-part' reproduces their results first)"
 	@echo "make clean          remove .venv, book/ and what the presets smoke and quick made; your copies in scratch/ stay"
@@ -70,6 +71,9 @@ lab: $(STAMP)
 
 edit: $(STAMP)
 	$(BIN)/asamoe lab --edit -- $(ARGS)
+
+explore: $(STAMP)
+	$(BIN)/asamoe explore $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/asamoe bench $(ARGS)

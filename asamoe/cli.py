@@ -10,8 +10,8 @@ __all__ = ['FIRST_EDITION', 'OWN_OPTION', 'HEAP', 'PACKAGES', 'COMMANDS', 'chapt
            'to_run', 'check_weights', 'prepare', 'clear', 'alone', 'reproduce', 'verify', 'asked_of_plans',
            'options_of', 'plan', 'train', 'collect', 'grid', 'read_rows', 'told_claim', 'claims', 'book', 'check',
            'read_reference', 'show_bench', 'bench', 'denoise', 'written', 'aside', 'folded', 'reading_copy',
-           'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'heading', 'contents', 'usage', 'run_command',
-           'main']
+           'scratch_copies', 'lab_command', 'lab_environment', 'lab', 'explore_command', 'explore', 'heading',
+           'contents', 'usage', 'run_command', 'main']
 
 # %% ../nbs/9_book/99_reproduce.ipynb #f3f2fe9a
 import ctypes, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -751,9 +751,12 @@ def lab_command(start, options):
             f'--LabApp.default_url=/lab/tree/{start}', *options]
 
 def lab_environment(folder):
-    "The environment of JupyterLab: calm, and with a setting in `folder` that keeps it from offering news."
+    "The environment of JupyterLab and Voila: calm, and with settings in `folder`: no news, room for uploaded pictures."
     quiet = {'disabledExtensions': {'@jupyterlab/apputils-extension:announcements': True}}
     atomic_write(folder/'labconfig'/'page_config.json', json.dumps(quiet))
+    for name, server in dict(jupyter_server_config='ServerApp', voila='Voila').items():
+        room = {server: dict(tornado_settings=dict(websocket_max_message_size=2**28))}
+        atomic_write(folder/f'{name}.json', json.dumps(room))
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get('JUPYTER_CONFIG_PATH')]))
     return asamoe.calm(environment=os.environ | dict(JUPYTER_CONFIG_PATH=path))
 
@@ -772,6 +775,28 @@ def lab(
             print(f'{path.relative_to(root())}: your copy of an older edition, kept beside the new one')
     command = lab_command(f'{"nbs" if edit else "scratch"}/index.ipynb', options)
     os.execve(command[0], command, lab_environment(scratch/'.jupyter'))
+
+# %% ../nbs/9_book/99_reproduce.ipynb #d662c8ec
+def explore_command(port, ip, options):
+    "The command that serves the explorer as a page to whoever has the token."
+    page = root()/'nbs'/'9_book'/'91_explorer.ipynb'
+    return [sys.executable, '-m', 'voila', str(page), f'--port={port}', f'--Voila.ip={ip}', '--Voila.auto_token=True',
+            '--template=explorer', '--no-browser', *options]
+
+@command
+def explore(
+    options:list,           # more options for voila, after --
+    port:int=8866,          # where to listen
+    ip:str='127.0.0.1',     # of the network to listen on: this machine only, unless told otherwise
+    weights:str='',         # a file of weights of the paper's network, beside the bundled models
+):
+    "Serve the explorer, a page to play with the models: picture, noise, routing, keys (in a clone)."
+    chapters()
+    needs('voila', 'lab', 'asamoe explore')
+    weights = str(regular(local(weights))) if weights else ''
+    command, path = explore_command(port, ip, options), [str(root()/'pages'), os.environ.get('JUPYTER_PATH')]
+    own = dict(ASAMOE_WEIGHTS=weights, JUPYTER_PATH=os.pathsep.join(filter(None, path)))
+    os.execve(command[0], command, lab_environment(root()/'scratch'/'.jupyter') | own)
 
 # %% ../nbs/9_book/99_reproduce.ipynb #908c5201
 def heading(path):
