@@ -365,6 +365,7 @@ def test_a_file_that_is_no_picture_or_too_large(case, tmp_path, capsys):
     path = tmp_path/case.split()[-1]
     path.write_bytes(FILES[case])
     for read in (read_file, read_picture): refused(read, path, error=DataError, says=str(path))
+    if case.startswith('(') and not case.startswith('(0'): refused(read_file, path, error=DataError, says=' pixels')   # from its head
     assert main(['denoise', str(path), str(tmp_path/'out.png'), '--model', 'paper']) == 1
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith('asamoe: ')]) == 1
 

@@ -93,7 +93,7 @@ def test_chapters_open_with_the_published_figure_and_table(monkeypatch):
             exec(text(cell), vars(look).copy())
             kept = [o['data'] for o in cell['outputs'] if 'data' in o]
             kept = [base64.b64decode(d['image/png']) if 'image/png' in d else ''.join(d['text/html']) for d in kept]
-            assert kept == [s.data for s in shown], f'{key} opens with an older figure or table: run its first cells again'
+            assert kept == [s.data for s in shown], f'{key}: an older figure or table; run its first cells again'
         if key != '0_house/02_data': assert any('show_table(' in text(cell) for cell in opening), f'{key}: no table'
 
 
