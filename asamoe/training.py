@@ -106,7 +106,7 @@ def build_model(name, home='', /, **arguments):
     for key, value in arguments.items():
         default = known[key].default if key in known else None
         if not sound(value, None if default is inspect.Parameter.empty else default):
-            raise AsamoeError(f'{name} cannot be built: {key} is {brief(value)}, which is not of the kind or size of '
+            raise AsamoeError(f'{name} cannot be built: {brief(key)} is {brief(value)}, not of the kind or size of '
                               f'{"what a network takes" if default is None else brief(default)}.')
     try: return cls(**arguments)
     except AsamoeError: raise

@@ -172,7 +172,7 @@ CHANGES += [(SmallViT, {k: v}) for k in ('embed_dim', 'image_size', 'patch_size'
 CHANGES += [(SmallViT, {k: v}) for k, v in [('budgets', 5), ('budgets', [10**9]), ('budgets', []), ('budgets', [32]*10**5), ('budgets', 'abc'), ('budgets', [-1]),
     ('budgets', [[1]]), ('attention', 'other'), ('attention', 5), ('attention', 'standard'), ('router', None), ('clamp', True), ('selection', []), ('routing', 'x'*10**5),
     ('shared_keys', 1), ('shared_keys', True), ('nobody', 1), ('self', 1), ('model', 'Nobody'), ('model', 5), ('model', ['SmallViT']), ('model', 'AdaptiveUNet'),
-    ('model', 'VAE'), ('clipped', 'yes'), ('clipped', 1), ('run', 5), ('name', 'x'), ('home', 'os'), ('where', 1), ('given', 2)]]
+    ('model', 'VAE'), ('clipped', 'yes'), ('clipped', 1), ('run', 5), ('a\nb', 65537.), ('name', 'x'), ('home', 'os'), ('where', 1), ('given', 2)]]
 CHANGES += [(AdaptiveUNet, {k: v}) for k, v in [('dims', [8, 16, 32]), ('dims', [10**6, 10**6]), ('dims', 8), ('dims', []), ('encoder', ['R'*10**6]), ('encoder', ['X']),
     ('encoder', [5]), ('middle', 'A'*90), ('middle', 5), ('middle', ''), ('decoder', ['R', 'R']), ('window', 10**6), ('window', 8), ('window', 0), ('told_sigma', False),
     ('told_sigma', 'no'), ('residual', 2), ('num_heads', 3), ('budgets', [8]), ('attention', 'standard'), ('router', 'random'), ('nobody', [])]]
