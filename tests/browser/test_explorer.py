@@ -85,7 +85,8 @@ def watched(chromium):
 
 def run_all(page, server, name):
     "Open the copy of the chapter `name` in JupyterLab, run it top to bottom, save it; its cells of code as saved."
-    page.goto(asked(server, f'lab/tree/scratch/{name}'), timeout=120_000)
+    own = name.split('/')[-1][:2]                                    # a workspace without the other chapters' tabs
+    page.goto(asked(server, f'lab/workspaces/{own}/tree/scratch/{name}'), timeout=120_000)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').wait_for(timeout=120_000)
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
