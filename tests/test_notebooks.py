@@ -187,7 +187,7 @@ def test_reproduce_makes_every_figure_and_a_manifest(executed):
     assert set(manifest['chapters']) == {key for key, path in CHAPTERS.items() if makes_figures(path)}
     files = {f: d for chapter in manifest['chapters'].values() for f, d in chapter['files'].items()}
     figures = {'validation_data_pipeline', 'denoising_visualization', 'figure_ablation_study', 'figure_robustness',
-               'figure_scaling', 'figure_performance', 'figure_sparse_tradeoff', 'routing_heatmap_00',
+               'figure_scaling', 'figure_performance', 'figure_sparse_tradeoff', 'figure_factorial', 'routing_heatmap_00',
                'routing_heatmap_05', 'routing_summary_correlation', 'figure_diagnosis', 'figure_combined_overview'}
     assert {f'{name}.png' for name in figures} | {'evaluation.csv'} <= {Path(f).name for f in files}
     assert {f for f in files if '/' not in f} == {'claims.csv'}, 'all others are in the folder of their part'

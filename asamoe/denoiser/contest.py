@@ -16,14 +16,13 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 
 from ..core import one_of
 from ..data import evaluation_noisy, to_float
-from ..denoising import Denoising, level_means, measurement_key
+from ..denoising import TUNED, level_means, measurement_key
 from ..evaluation import image_scores, mean_ci, over_seeds
-from ..training import RunConfig, Training, checked, recorded
+from ..training import Training, checked, recorded
 import asamoe.denoiser.networks                                   # registers the networks that are trained here
 
 # %% ../../nbs/3_denoiser/31_contest.ipynb #fe6514d5
-DENOISER = RunConfig(Denoising(sigma=(.05, .35), load_balance=0, augment=True, criterion='log mse'), 'AdaptiveUNet',
-                     batch_size=32, lr=2e-3, keep='last', precision='bf16')
+DENOISER = TUNED.but(model='AdaptiveUNet', batch_size=32, lr=2e-3)
 
 # %% ../../nbs/3_denoiser/31_contest.ipynb #43e9767f
 UNET = dict(encoder=('R', 'RR'), decoder=('RR', 'RR'), middle='R')
