@@ -95,8 +95,9 @@ def run_all(page, server, name):
         assert time.time() < end, f'{name} does not come to its end'
         page.wait_for_timeout(1000)
         page.keyboard.press('Control+s')
-        with urllib.request.urlopen(asked(server, f'api/contents/scratch/{name}'), timeout=60) as answer:
-            code = [cell for cell in json.load(answer)['content']['cells'] if cell['cell_type'] == 'code']
+        try: answer = urllib.request.urlopen(asked(server, f'api/contents/scratch/{name}'), timeout=60)
+        except urllib.error.HTTPError: continue                      # it is being saved
+        with answer: code = [cell for cell in json.load(answer)['content']['cells'] if cell['cell_type'] == 'code']
     return code
 
 
