@@ -127,6 +127,13 @@ ABLATION = HEADLINE.but(epochs=10, batch_size=32, optimizer='Adam', weight_decay
 TUNED = HEADLINE.but(sigma=(.05, .35), load_balance=0, augment=True, criterion='log mse', batch_size=16, keep='last',
                      precision='bf16')
 
+# %% ../nbs/1_attention/14_denoising.ipynb #4ad13140
+def next_rates(reached, first):
+    "Learning rates still to try, `first` and beyond, given {rate: validation PSNR}: the best lies between others."
+    if missing := [lr for lr in first if lr not in reached]: return missing
+    top = max(reached, key=reached.get)
+    return [top/2] if top == min(reached) else [2*top] if top == max(reached) else []
+
 # %% ../nbs/1_attention/14_denoising.ipynb #dcc9d05f
 @torch.no_grad()
 def denoise_all(model, noisy, batch=256, sigma=None):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DENOISER', 'UNET', 'DENSE', 'PEERS', 'PARTS', 'DRAWS', 'LEVELS', 'COST', 'LEARNING_RATES', 'NOISE_LEVELS',
-           'STRENGTHS', 'contest_config', 'next_rates', 'contest_setting', 'reached_rates', 'rates_to_try', 'contest',
-           'plan', 'reached', 'hold', 'entrants', 'levels_of', 'contest_table', 'over_trainings', 'paired',
-           'differences', 'classical', 'classical_scores', 'classical_row', 'classical_table']
+           'STRENGTHS', 'contest_config', 'contest_setting', 'reached_rates', 'rates_to_try', 'contest', 'plan',
+           'reached', 'hold', 'entrants', 'levels_of', 'contest_table', 'over_trainings', 'paired', 'differences',
+           'classical', 'classical_scores', 'classical_row', 'classical_table']
 
 # %% ../../nbs/3_denoiser/31_contest.ipynb #78c7bb81
 import importlib.util, time, warnings
@@ -16,7 +16,7 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 
 from ..core import one_of
 from ..data import evaluation_noisy, to_float
-from ..denoising import TUNED, level_means, measurement_key
+from ..denoising import TUNED, level_means, measurement_key, next_rates
 from ..evaluation import image_scores, mean_ci, over_seeds
 from ..training import Training, checked, recorded
 import asamoe.denoiser.networks                                   # registers the networks that are trained here
@@ -65,12 +65,6 @@ def contest_config(
 # %% ../../nbs/3_denoiser/31_contest.ipynb #2029456e
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 
-def next_rates(reached):
-    "Learning rates still to try, given what was `reached` with others, {rate: validation PSNR}."
-    if missing := [lr for lr in LEARNING_RATES if lr not in reached]: return missing
-    top = max(reached, key=reached.get)
-    return [top/2] if top == min(reached) else [top*2] if top == max(reached) else []
-
 # %% ../../nbs/3_denoiser/31_contest.ipynb #0d9ac3b8
 CHAPTER = '3_denoiser/31_contest'
 
@@ -97,7 +91,7 @@ def rates_to_try(preset, known):
     if not preset.publishes:
         few = list(PEERS)[:3]
         return {name: [DENOISER.lr] for name in few}, dict.fromkeys(few, DENOISER.lr)
-    more = {name: next_rates(known.get(name, {})) for name in PEERS}
+    more = {name: next_rates(known.get(name, {}), LEARNING_RATES) for name in PEERS}
     rates = {name: sorted({*known.get(name, {}), *more[name]}) for name in PEERS}
     best = {name: max(known[name], key=known[name].get) for name in PEERS if not more[name]}
     if 'dense attention' in best: best |= dict.fromkeys([*PARTS, *DRAWS, *LEVELS], best['dense attention'])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPARSE', 'ARMS', 'STEPS', 'EXPERTS', 'FINE', 'GROUPS', 'RATES', 'WIDTHS', 'MARGIN', 'LADDER', 'CONTRASTS',
-           'DESCRIBED', 'CHANGES', 'varied', 'factorial_config', 'of', 'rates_to_come', 'chosen', 'rate_of', 'a_step',
-           'step_costs', 'costed', 'equal_width', 'equal_epochs', 'factorial_splits', 'groups_of', 'trials',
-           'read_rates', 'planned_keys', 'factorial', 'plan', 'reached_by', 'gather', 'complete', 'progress',
-           'factorial_table', 'by_seed', 'outcome', 'contrast_table', 'described_table', 'blurred', 'answers_of',
-           'shift', 'moved_on', 'shift_of_place', 'shift_of_surroundings', 'seen', 'asked']
+           'DESCRIBED', 'CHANGES', 'varied', 'factorial_config', 'of', 'chosen', 'rate_of', 'a_step', 'step_costs',
+           'costed', 'equal_width', 'equal_epochs', 'factorial_splits', 'groups_of', 'trials', 'read_rates',
+           'planned_keys', 'factorial', 'plan', 'reached_by', 'gather', 'complete', 'progress', 'factorial_table',
+           'by_seed', 'outcome', 'contrast_table', 'described_table', 'blurred', 'answers_of', 'shift', 'moved_on',
+           'shift_of_place', 'shift_of_surroundings', 'seen', 'asked']
 
 # %% ../../nbs/2_paper/27_factorial.ipynb #c68c1378
 from functools import partial
@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, scipy.stats, torch, torch.nn.functional as F
 from ..clock import time_in_turns
 from ..core import generator, one_of
 from ..data import to_float
-from ..denoising import TUNED, level_means, measurement_key
+from ..denoising import TUNED, level_means, measurement_key, next_rates
 from ..evaluation import mean_ci
 from .routing import INTERVENTIONS, interventions
 from ..training import Training, checked, initial_state, precision_here, recorded
@@ -79,12 +79,6 @@ AT = '2_paper/27_factorial'
 # %% ../../nbs/2_paper/27_factorial.ipynb #d197d255
 RATES = (.002, .004, .008)
 
-def rates_to_come(reached):
-    "Learning rates still to try, given {rate: validation PSNR}: until the best lies between two others."
-    if missing := [lr for lr in RATES if lr not in reached]: return missing
-    top = max(reached, key=reached.get)
-    return [top/2] if top == min(reached) else [2*top] if top == max(reached) else []
-
 def chosen(what, make=None, publish=True):
     "What is on record of 'rates' ({arm: [[rate, PSNR]]}) or 'costs' ({arm: ms}), or what `make` gives; else {}."
     return recorded(f'{AT}/choices', what, make, publish, stale=lambda old: bool(make)) or {}
@@ -144,7 +138,7 @@ def groups_of(preset, seeds=None):
 def trials(arms, reached):
     "The trainings that choose learning rates for `arms`: ([(name, arm, rate, seed 0)], whether more may come)."
     names = list(dict.fromkeys(map(rate_of, arms)))
-    more = {name: rates_to_come(reached.get(name, {})) for name in names}
+    more = {name: next_rates(reached.get(name, {}), RATES) for name in names}
     rates = {name: sorted({*reached.get(name, {}), *more[name]}) for name in names}
     return [(f'{name}, lr {lr:g}', name, lr, 0) for name in names for lr in rates[name]], any(more.values())
 
